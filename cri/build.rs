@@ -1,0 +1,8 @@
+//! Compiles our CRI v1 definition without a system protoc: protox parses it, tonic-prost-build renders it.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=proto/runtime_v1.proto");
+    let descriptors = protox::compile(["proto/runtime_v1.proto"], ["proto"])?;
+    tonic_prost_build::configure().compile_fds(descriptors)?;
+    Ok(())
+}
