@@ -1,1 +1,5 @@
-//! Placeholder while the crate is being written.
+//! Pod management without a kubelet: from pods that should run to containers that do, on any CRI runtime.
+//!
+//! Until its modules are complete this page names them as they land.
+
+pub mod api;
