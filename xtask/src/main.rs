@@ -1,3 +1,52 @@
-//! Placeholder while the crate is being written.
+//! The project's commands: `cargo xtask COMMAND`.
+//!
+//! Developers and CI call it; each command is one module. Commands that need a tool of the system call
+//! `setup` first, so that a fresh Debian or Ubuntu machine needs no other step.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "these are commands for a terminal")]
 
-fn main() {}
+mod artifacts;
+mod bench;
+mod ci;
+mod demo;
+mod example_image;
+mod node;
+mod process;
+mod setup;
+mod test;
+
+use anyhow::{Result, bail};
+
+const USAGE: &str = "\
+cargo xtask COMMAND
+
+  setup          install the Debian packages that builds and tests need and that are missing
+  build          build coracle and coracle-shim for this machine, as small as they ship
+  demo           build, make the example images, run examples/pods and show what it takes
+  test [FILTER]  run every test
+  ci             what CI runs: format, lints, every test, the demo
+  bench local    pods from a folder: memory, idle cost, start times
+  bench pull     pull and unpack of a 200 MB image beside Debian's containerd
+  dist           one self-contained coracle in target/dist
+";
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["setup"] => setup::run(),
+        ["build"] => artifacts::build().map(|built| {
+            println!("{}\n{}", built.coracle.display(), built.shim.display());
+        }),
+        ["dist"] => artifacts::dist().map(|path| println!("{}", path.display())),
+        ["demo"] => demo::run(),
+        ["test", filter @ ..] => test::run(filter),
+        ["ci"] => ci::run(),
+        ["bench", "local"] => bench::local::run(),
+        ["bench", "pull"] => bench::pull::run(),
+        [] | ["help" | "--help" | "-h"] => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        other => bail!("no such command: {}\n\n{USAGE}", other.join(" ")),
+    }
+}

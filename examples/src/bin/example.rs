@@ -1,0 +1,101 @@
+//! The program inside the example images: static, with no dependency, one process and no thread.
+//!
+//! `example count [SECONDS]`       prints a line every so many seconds
+//! `example serve PORT [TEXT]`     answers HTTP on PORT with TEXT and the pod's name; `/healthz` with ok
+//! `example get PORT`              one HTTP request to this pod, printed
+//! `example write PATH TEXT`       writes a file and ends
+//! `example exit CODE`             ends with CODE
+//! `example sleep`                 waits for its end without using the processor
+//! `example fill MIB`              takes so much memory and waits
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "what it prints is the container's log")]
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::ExitCode;
+use std::time::Duration;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["count"] => count(1),
+        ["count", seconds] => count(seconds.parse().unwrap_or(1)),
+        ["serve", port] => serve(port, "hello from"),
+        ["serve", port, text] => serve(port, text),
+        ["get", port] => get(port),
+        ["write", path, text] => report(std::fs::write(path, format!("{text}\n"))),
+        ["exit", code] => ExitCode::from(code.parse().unwrap_or(1)),
+        ["sleep"] => loop {
+            std::thread::park();
+        },
+        ["fill", mebibytes] => fill(mebibytes.parse().unwrap_or(1)),
+        other => {
+            eprintln!("example: do not know {other:?}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn report(result: std::io::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("example: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn count(seconds: u64) -> ExitCode {
+    for number in 0_u64.. {
+        println!("{number}");
+        std::thread::sleep(Duration::from_secs(seconds));
+    }
+    ExitCode::SUCCESS
+}
+
+fn fill(mebibytes: usize) -> ExitCode {
+    let memory = vec![1_u8; mebibytes << 20];
+    println!("holding {} MiB", memory.len() >> 20);
+    loop {
+        std::thread::park();
+    }
+}
+
+fn serve(port: &str, text: &str) -> ExitCode {
+    let listener = match TcpListener::bind(format!("0.0.0.0:{port}")) {
+        Ok(listener) => listener,
+        Err(error) => {
+            eprintln!("example: cannot listen on port {port}: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let host = std::env::var("HOSTNAME").unwrap_or_default();
+    println!("serving on port {port}");
+    for stream in listener.incoming().flatten() {
+        if let Err(error) = answer(stream, &format!("{text} {host}\n")) {
+            eprintln!("example: {error}");
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn answer(mut stream: TcpStream, text: &str) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut request = [0_u8; 4096];
+    let length = stream.read(&mut request)?;
+    let line = String::from_utf8_lossy(&request[..length]);
+    let body = if line.starts_with("GET /healthz") { "ok\n" } else { text };
+    write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+}
+
+fn get(port: &str) -> ExitCode {
+    report((|| {
+        let mut stream = TcpStream::connect(format!("127.0.0.1:{port}"))?;
+        write!(stream, "GET / HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        println!("{}", answer.rsplit("\r\n\r\n").next().unwrap_or(""));
+        Ok(())
+    })())
+}

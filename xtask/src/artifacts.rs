@@ -1,0 +1,72 @@
+//! Builds the executables as they ship: static, not position-independent, optimised for size.
+//!
+//! A position-independent executable dirties its relocated pages in every process that runs it; the shim
+//! lives once per pod and the maker starts once per container, so both are linked to fixed addresses.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::process;
+
+/// Where the executables lie.
+pub struct Artifacts {
+    /// The node.
+    pub coracle: PathBuf,
+    /// What stays alive per pod.
+    pub shim: PathBuf,
+    /// The program inside the example images.
+    pub example: PathBuf,
+}
+
+const STATIC: &str = "-C target-feature=+crt-static -C relocation-model=static";
+
+/// The target triple of this machine, as rustc names it.
+fn host() -> Result<String> {
+    let version = process::output(&mut process::command("rustc", ["-vV"]))?;
+    let line = version.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(line.context("`rustc -vV` names no host")?.to_owned())
+}
+
+/// Builds all of it for this machine.
+pub fn build() -> Result<Artifacts> {
+    build_with(None)
+}
+
+/// Builds one `coracle` that carries its shim, and returns its path.
+pub fn dist() -> Result<PathBuf> {
+    let plain = build()?;
+    let whole = build_with(Some(&plain.shim))?;
+    let folder = process::target_dir().join("dist");
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let path = folder.join("coracle");
+    std::fs::copy(&whole.coracle, &path).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
+}
+
+fn build_with(embedded_shim: Option<&PathBuf>) -> Result<Artifacts> {
+    let host = host()?;
+    // A folder of its own: other flags would make cargo rebuild what tests and checks have built.
+    let target = process::target_dir().join("static");
+    let cargo = |arguments: &[&str]| {
+        let mut command = process::command("cargo", ["build", "--quiet", "--target", &host]);
+        command.args(arguments).arg("--target-dir").arg(&target);
+        // Given to the target only, since --target is set: build scripts and macros stay as they are.
+        command.env("RUSTFLAGS", STATIC).env("LIBSECCOMP_LINK_TYPE", "static");
+        command.env("LIBSECCOMP_LIB_PATH", format!("/usr/lib/{}", host.replace("-unknown-", "-")));
+        command
+    };
+    process::run(&mut cargo(&["--profile", "shim", "--package", "coracle-shim", "--bin", "coracle-shim"]))?;
+    process::run(&mut cargo(&["--profile", "shim", "--package", "coracle-examples", "--bin", "example"]))?;
+    let mut coracle = cargo(&["--release", "--package", "coracle-agent", "--bin", "coracle"]);
+    if let Some(shim) = embedded_shim {
+        coracle.env("CORACLE_EMBED_SHIM", shim);
+    }
+    process::run(&mut coracle)?;
+    let triple = target.join(&host);
+    Ok(Artifacts {
+        coracle: triple.join("release/coracle"),
+        shim: triple.join("shim/coracle-shim"),
+        example: triple.join("shim/example"),
+    })
+}

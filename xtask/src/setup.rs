@@ -1,0 +1,77 @@
+//! `setup`: installs what a fresh Debian or Ubuntu lacks. Every command that needs a tool calls it.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::process;
+
+/// A Debian package and why it is needed.
+struct Package {
+    name: &'static str,
+    why: &'static str,
+}
+
+const fn package(name: &'static str, why: &'static str) -> Package {
+    Package { name, why }
+}
+
+/// What building and running a node needs.
+const NODE: &[Package] = &[
+    package("build-essential", "the linker and the C library to link statically"),
+    package("pkg-config", "finds libseccomp"),
+    package("libseccomp-dev", "seccomp filters of containers"),
+    package("iptables", "hostPort and NAT of the CNI plugins"),
+    package("iproute2", "network namespaces of tests"),
+    package("containernetworking-plugins", "the CNI plugins that pods get their network from"),
+];
+
+/// What tests and benches need besides.
+const TESTS: &[Package] = &[
+    package("busybox-static", "root file systems of tests"),
+    package("containerd", "the reference that our CRI client and pulls are held against"),
+    package("runc", "the reference maker of containers"),
+];
+
+/// Installs all of it.
+pub fn run() -> Result<()> {
+    ensure(NODE.iter().chain(TESTS))
+}
+
+/// Installs what `demo` needs.
+pub fn for_demo() -> Result<()> {
+    ensure(NODE.iter())
+}
+
+fn ensure(packages: impl Iterator<Item = &'static Package>) -> Result<()> {
+    let missing: Vec<&Package> = packages.filter(|package| !installed(package.name)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !Path::new("/usr/bin/apt-get").exists() {
+        let list: Vec<String> = missing.iter().map(|p| format!("{} ({})", p.name, p.why)).collect();
+        bail!("not a Debian or Ubuntu system; please install the equivalents of: {}", list.join(", "));
+    }
+    for package in &missing {
+        eprintln!("setup: {} is missing: {}", package.name, package.why);
+    }
+    let names = missing.iter().map(|package| package.name);
+    process::run(&mut apt(["update", "-q"]))?;
+    process::run(&mut apt(["install", "-q", "-y", "--no-install-recommends"].into_iter().chain(names)))
+        .context("apt-get could not install the packages; run it by hand as root")
+}
+
+fn apt<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Command {
+    let mut command = process::command("apt-get", arguments);
+    command.env("DEBIAN_FRONTEND", "noninteractive");
+    command
+}
+
+fn installed(package: &str) -> bool {
+    Command::new("dpkg-query")
+        .args(["-W", "-f", "${db:Status-Status}", package])
+        .stderr(Stdio::null())
+        .output()
+        .is_ok_and(|output| output.stdout == b"installed")
+}
