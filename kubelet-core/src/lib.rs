@@ -3,3 +3,5 @@
 //! Until its modules are complete this page names them as they land.
 
 pub mod api;
+pub mod clock;
+pub mod events;
