@@ -2,7 +2,10 @@
 //!
 //! [`v1`] holds the messages, [`RuntimeService`] and [`ImageService`] the calls as object-safe traits.
 
+mod redact;
 mod service;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 /// The messages of `runtime.v1`, and the gRPC client and server stubs that tonic makes of its services.
 #[allow(missing_docs, unreachable_pub, clippy::all)]

@@ -1,0 +1,1 @@
+//! The fake behaves as containerd where a kubelet can tell.
