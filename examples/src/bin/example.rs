@@ -4,6 +4,7 @@
 //! `example serve PORT [TEXT]`     answers HTTP on PORT with TEXT and the pod's name; `/healthz` with ok
 //! `example get PORT`              one HTTP request to this pod, printed
 //! `example write PATH TEXT`       writes a file and ends
+//! `example mark PATH`             makes an empty file and waits, so that its time is the start's
 //! `example exit CODE`             ends with CODE
 //! `example sleep`                 waits for its end without using the processor
 //! `example fill MIB`              takes so much memory and waits
@@ -24,10 +25,12 @@ fn main() -> ExitCode {
         ["serve", port, text] => serve(port, text),
         ["get", port] => get(port),
         ["write", path, text] => report(std::fs::write(path, format!("{text}\n"))),
-        ["exit", code] => ExitCode::from(code.parse().unwrap_or(1)),
-        ["sleep"] => loop {
-            std::thread::park();
+        ["mark", path] => match std::fs::write(path, "") {
+            Ok(()) => wait_for_the_end(),
+            failed => report(failed),
         },
+        ["exit", code] => ExitCode::from(code.parse().unwrap_or(1)),
+        ["sleep"] => wait_for_the_end(),
         ["fill", mebibytes] => fill(mebibytes.parse().unwrap_or(1)),
         other => {
             eprintln!("example: do not know {other:?}");
@@ -57,6 +60,10 @@ fn count(seconds: u64) -> ExitCode {
 fn fill(mebibytes: usize) -> ExitCode {
     let memory = vec![1_u8; mebibytes << 20];
     println!("holding {} MiB", memory.len() >> 20);
+    wait_for_the_end()
+}
+
+fn wait_for_the_end() -> ExitCode {
     loop {
         std::thread::park();
     }
