@@ -7,17 +7,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use crate::process;
+use coracle_integration_tests::Executables;
 
-/// Where the executables lie.
-pub struct Artifacts {
-    /// The node.
-    pub coracle: PathBuf,
-    /// What stays alive per pod.
-    pub shim: PathBuf,
-    /// The program inside the example images.
-    pub example: PathBuf,
-}
+use crate::process;
 
 const STATIC: &str = "-C target-feature=+crt-static -C relocation-model=static";
 
@@ -29,12 +21,12 @@ fn host() -> Result<String> {
 }
 
 /// Builds all of it for this machine.
-pub fn build() -> Result<Artifacts> {
+pub(crate) fn build() -> Result<Executables> {
     build_with(None)
 }
 
 /// Builds one `coracle` that carries its shim, and returns its path.
-pub fn dist() -> Result<PathBuf> {
+pub(crate) fn dist() -> Result<PathBuf> {
     let plain = build()?;
     let whole = build_with(Some(&plain.shim))?;
     let folder = process::target_dir().join("dist");
@@ -44,7 +36,7 @@ pub fn dist() -> Result<PathBuf> {
     Ok(path)
 }
 
-fn build_with(embedded_shim: Option<&PathBuf>) -> Result<Artifacts> {
+fn build_with(embedded_shim: Option<&PathBuf>) -> Result<Executables> {
     let host = host()?;
     // A folder of its own: other flags would make cargo rebuild what tests and checks have built.
     let target = process::target_dir().join("static");
@@ -64,7 +56,7 @@ fn build_with(embedded_shim: Option<&PathBuf>) -> Result<Artifacts> {
     }
     process::run(&mut coracle)?;
     let triple = target.join(&host);
-    Ok(Artifacts {
+    Ok(Executables {
         coracle: triple.join("release/coracle"),
         shim: triple.join("shim/coracle-shim"),
         example: triple.join("shim/example"),

@@ -5,7 +5,7 @@ use anyhow::Result;
 use crate::{demo, process, setup, test};
 
 /// Format, lints, every test (the README's `cargo xtask test`), and the demo.
-pub fn run() -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     setup::run()?;
     process::run(&mut process::command("cargo", ["fmt", "--all", "--check"]))?;
     process::run(&mut process::command(

@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::node::{self, Node};
-use crate::{artifacts, example_image, process, setup};
+use coracle_integration_tests::example_image;
+use coracle_integration_tests::node::{self, Node};
+
+use crate::{artifacts, process, setup};
 
 /// Sets up, builds, makes the images, runs `examples/pods`, shows them, and stops them again.
-pub fn run() -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     setup::for_demo()?;
     let built = artifacts::build()?;
     let folder = process::target_dir().join("demo");
@@ -26,7 +28,9 @@ pub fn run() -> Result<()> {
     })?;
     println!("  all pods run or have completed after {:.2} s\n", took.as_secs_f64());
 
-    for arguments in [&["pods", "-o", "wide"][..], &["images", "ls"], &["logs", "counter"], &["logs", "web"], &["events"]] {
+    for arguments in
+        [&["pods", "-o", "wide"][..], &["images", "ls"], &["logs", "counter"], &["logs", "web"], &["events"]]
+    {
         println!("$ coracle {}", arguments.join(" "));
         println!("{}", node.ask(arguments)?);
     }
@@ -52,7 +56,8 @@ fn show_memory(node: &Node) -> Result<()> {
 
 fn get(address: &str) -> Result<String> {
     use std::io::{Read as _, Write as _};
-    let mut stream = std::net::TcpStream::connect(address).with_context(|| format!("cannot reach {address}"))?;
+    let mut stream =
+        std::net::TcpStream::connect(address).with_context(|| format!("cannot reach {address}"))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
     let mut answer = String::new();

@@ -8,8 +8,6 @@ mod artifacts;
 mod bench;
 mod ci;
 mod demo;
-mod example_image;
-mod node;
 mod process;
 mod setup;
 mod test;

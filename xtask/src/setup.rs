@@ -35,12 +35,12 @@ const TESTS: &[Package] = &[
 ];
 
 /// Installs all of it.
-pub fn run() -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     ensure(NODE.iter().chain(TESTS))
 }
 
 /// Installs what `demo` needs.
-pub fn for_demo() -> Result<()> {
+pub(crate) fn for_demo() -> Result<()> {
     ensure(NODE.iter())
 }
 

@@ -5,16 +5,15 @@ use anyhow::{Result, bail};
 use crate::{process, setup};
 
 /// Runs all tests, or those whose name contains a word of `filter`.
-pub fn run(filter: &[&str]) -> Result<()> {
+pub(crate) fn run(filter: &[&str]) -> Result<()> {
     if process::output(&mut process::command("id", ["-u"]))?.trim() != "0" {
         bail!("the tests make namespaces, mounts and cgroups: run this as root");
     }
     setup::run()?;
     // Tests start the shim and the helpers as processes, so these are built first.
     process::run(&mut process::command("cargo", ["build", "--workspace", "--bins"]))?;
-    let shim = process::target_dir().join("debug/coracle-shim");
     let mut command =
         process::command("cargo", ["test", "--workspace", "--all-features", "--no-fail-fast", "--"]);
-    command.args(filter).env("CORACLE_SHIM", shim);
+    command.args(filter);
     process::run(&mut command)
 }

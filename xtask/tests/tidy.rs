@@ -55,7 +55,8 @@ fn libraries_have_errors_of_their_own() {
     let broken: Vec<String> = sources()
         .into_iter()
         .filter(|(path, text)| {
-            LIBRARIES.iter().any(|folder| path.starts_with(&format!("{folder}/src/"))) && text.contains("anyhow")
+            LIBRARIES.iter().any(|folder| path.starts_with(&format!("{folder}/src/")))
+                && text.contains("anyhow")
         })
         .map(|(path, _)| path)
         .collect();
@@ -67,7 +68,10 @@ fn unsafe_code_sits_in_one_kind_of_file() {
     let broken: Vec<String> = sources()
         .into_iter()
         .filter(|(path, text)| {
-            let allowed = path.ends_with("/sys.rs") || path.contains("/sys/") || is_test(path) || path.starts_with("xtask/");
+            let allowed = path.ends_with("/sys.rs")
+                || path.contains("/sys/")
+                || is_test(path)
+                || path.starts_with("xtask/");
             !allowed && text.contains("allow(unsafe_code")
         })
         .map(|(path, _)| path)
@@ -77,7 +81,15 @@ fn unsafe_code_sits_in_one_kind_of_file() {
 
 #[test]
 fn planning_is_pure() {
-    const IMPURE: [&str; 7] = ["tokio::", "std::fs", "std::net::Tcp", "std::process", "Instant::now", "SystemTime::now", "rustix::"];
+    const IMPURE: [&str; 7] = [
+        "tokio::",
+        "std::fs",
+        "std::net::Tcp",
+        "std::process",
+        "Instant::now",
+        "SystemTime::now",
+        "rustix::",
+    ];
     let mut broken = Vec::new();
     for (path, text) in sources() {
         if is_test(&path) || !PURE.iter().any(|pure| path.starts_with(pure)) {

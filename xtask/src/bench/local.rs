@@ -9,15 +9,16 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result};
 
 use super::{Report, percentile};
-use crate::artifacts::{self, Artifacts};
-use crate::node::{self, Node};
-use crate::{example_image, process, setup};
+use coracle_integration_tests::node::{self, Node};
+use coracle_integration_tests::{Executables, example_image};
+
+use crate::{artifacts, process, setup};
 
 /// Single starts that a percentile is taken from.
 const STARTS: usize = 40;
 
 /// Runs the bench on this machine.
-pub fn run() -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     setup::for_demo()?;
     let built = artifacts::build()?;
     let folder = process::target_dir().join("bench-local");
@@ -58,7 +59,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn start(built: &Artifacts, archive: &Path) -> Result<Self> {
+    fn start(built: &Executables, archive: &Path) -> Result<Self> {
         let base = process::target_dir().join("bench-local");
         let (manifests, marks) = (base.join("manifests"), base.join("marks"));
         for folder in [&manifests, &marks] {
@@ -92,7 +93,13 @@ impl Bench {
     }
 }
 
-fn burst(report: &mut Report, built: &Artifacts, archive: &Path, pods: usize, network: Network) -> Result<()> {
+fn burst(
+    report: &mut Report,
+    built: &Executables,
+    archive: &Path,
+    pods: usize,
+    network: Network,
+) -> Result<()> {
     let mut bench = Bench::start(built, archive)?;
     let start = Instant::now();
     for number in 0..pods {
@@ -152,7 +159,7 @@ fn newest_change(folder: &Path) -> Option<SystemTime> {
     newest
 }
 
-fn single_starts(report: &mut Report, built: &Artifacts, archive: &Path, network: Network) -> Result<()> {
+fn single_starts(report: &mut Report, built: &Executables, archive: &Path, network: Network) -> Result<()> {
     let mut bench = Bench::start(built, archive)?;
     let mut samples = Vec::new();
     for number in 0..STARTS {

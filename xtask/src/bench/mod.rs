@@ -1,40 +1,48 @@
 //! The benches: each prints a table and writes `target/bench/NAME.json`, an array of
 //! `{"measure", "unit", "at", "ours", "reference"}` with `reference` null where there is none.
 
-pub mod local;
-pub mod pull;
+pub(crate) mod local;
+pub(crate) mod pull;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 /// What a bench has measured so far.
-pub struct Report {
+pub(crate) struct Report {
     name: &'static str,
     rows: Vec<Value>,
 }
 
 impl Report {
     /// An empty report.
-    pub fn new(name: &'static str) -> Self {
+    pub(crate) fn new(name: &'static str) -> Self {
         Self { name, rows: Vec::new() }
     }
 
     /// Adds and prints one measure.
-    pub fn add(&mut self, measure: &str, unit: &str, at: impl Into<Value>, ours: f64, reference: Option<f64>) {
+    pub(crate) fn add(
+        &mut self,
+        measure: &str,
+        unit: &str,
+        at: impl Into<Value>,
+        ours: f64,
+        reference: Option<f64>,
+    ) {
         let at = at.into();
         let shown = reference.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
         let place = at.as_str().map_or_else(|| at.to_string(), str::to_owned);
         println!("{measure:<20} {place:>14} {ours:>12.2} {shown:>12} {unit}");
-        self.rows.push(json!({"measure": measure, "unit": unit, "at": at, "ours": ours, "reference": reference}));
+        self.rows
+            .push(json!({"measure": measure, "unit": unit, "at": at, "ours": ours, "reference": reference}));
     }
 
     /// Prints the head of the table.
-    pub fn head(&self) {
+    pub(crate) fn head(&self) {
         println!("{:<20} {:>14} {:>12} {:>12}", "measure", "at", "ours", "reference");
     }
 
     /// Writes the file.
-    pub fn write(&self) -> Result<()> {
+    pub(crate) fn write(&self) -> Result<()> {
         let folder = crate::process::target_dir().join("bench");
         std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let path = folder.join(format!("{}.json", self.name));
@@ -46,7 +54,7 @@ impl Report {
 }
 
 /// The value below which `percent` of the samples lie (nearest rank). `samples` must not be empty.
-pub fn percentile(samples: &mut [f64], percent: usize) -> f64 {
+pub(crate) fn percentile(samples: &mut [f64], percent: usize) -> f64 {
     samples.sort_by(f64::total_cmp);
     let rank = (samples.len() * percent).div_ceil(100).max(1);
     samples[rank - 1]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::artifacts::Artifacts;
+use crate::Executables;
 
 /// A running agent and the folders it was given.
 pub struct Node {
@@ -25,8 +25,8 @@ pub struct Node {
 
 impl Node {
     /// Starts an agent on a folder of manifests, with the image archive loaded.
-    pub fn start(built: &Artifacts, name: &str, manifests: &Path, archive: &Path) -> Result<Self> {
-        let disk = crate::process::target_dir().join(name);
+    pub fn start(built: &Executables, name: &str, manifests: &Path, archive: &Path) -> Result<Self> {
+        let disk = crate::target_dir().join(name);
         let state = PathBuf::from(format!("/run/coracle-{name}-{}", std::process::id()));
         let images = disk.join("data/agent/images");
         std::fs::create_dir_all(&images).with_context(|| format!("cannot create {}", images.display()))?;
@@ -57,8 +57,14 @@ impl Node {
             .stdout(Stdio::null())
             .stderr(log);
         let agent = command.spawn().with_context(|| format!("cannot start {}", built.coracle.display()))?;
-        let mut node =
-            Self { coracle: built.coracle.clone(), agent, manifests: manifests.to_owned(), disk, state, bridge };
+        let mut node = Self {
+            coracle: built.coracle.clone(),
+            agent,
+            manifests: manifests.to_owned(),
+            disk,
+            state,
+            bridge,
+        };
         node.wait("the agent answers", Duration::from_secs(30), |node| Ok(node.pods().is_ok()))?;
         Ok(node)
     }
@@ -73,9 +79,12 @@ impl Node {
         let mut pids = vec![self.agent_pid()];
         let state = self.state.as_os_str().as_encoded_bytes();
         for entry in std::fs::read_dir("/proc").context("cannot read /proc")? {
-            let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+            let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+                continue;
+            };
             let Ok(line) = std::fs::read(format!("/proc/{pid}/cmdline")) else { continue };
-            let is_shim = line.split(|byte| *byte == 0).next().is_some_and(|exe| exe.ends_with(b"coracle-shim"));
+            let is_shim =
+                line.split(|byte| *byte == 0).next().is_some_and(|exe| exe.ends_with(b"coracle-shim"));
             if is_shim && line.windows(state.len()).any(|window| window == state) {
                 pids.push(pid);
             }
@@ -141,7 +150,15 @@ impl Node {
     pub fn ask(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(&self.coracle);
         command.args(arguments).arg("--state-dir").arg(&self.state).stdin(Stdio::null());
-        crate::process::output(&mut command)
+        let output = command.output().with_context(|| format!("cannot start {}", self.coracle.display()))?;
+        if !output.status.success() {
+            bail!(
+                "coracle {} failed: {}",
+                arguments.join(" "),
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// Stops the pods and the agent, and removes what the node made.
@@ -212,6 +229,7 @@ pub fn cpu_ns(pid: u32) -> u64 {
 }
 
 fn field(text: &str, name: &str) -> u64 {
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok());
+    let value =
+        text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok());
     value.unwrap_or(0)
 }
