@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 use crate::Executables;
@@ -170,9 +171,8 @@ impl Node {
     }
 
     fn end_agent(&mut self) {
-        if let Ok(pid) = i32::try_from(self.agent.id()) {
-            terminate(pid);
-        }
+        // The child is not reaped yet, so the pid is still its own.
+        let _ = rustix::process::kill_process(Pid::from_child(&self.agent), Signal::TERM);
         let deadline = Instant::now() + Duration::from_secs(10);
         while matches!(self.agent.try_wait(), Ok(None)) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
@@ -198,12 +198,6 @@ impl Drop for Node {
             self.remove();
         }
     }
-}
-
-#[allow(unsafe_code)]
-fn terminate(pid: i32) {
-    // SAFETY: kill has no memory effects; the pid is that of our own child, which has not been reaped.
-    unsafe { libc::kill(pid, libc::SIGTERM) };
 }
 
 /// Proportional set size of a process, in KiB.

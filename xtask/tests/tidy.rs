@@ -1,4 +1,5 @@
 //! Holds of the house style what a machine can hold. The style itself is in CONTRIBUTING.md.
+#![allow(clippy::unwrap_used, reason = "a test says what it expects with unwrap")]
 
 use std::path::{Path, PathBuf};
 
@@ -71,7 +72,7 @@ fn unsafe_code_sits_in_one_kind_of_file() {
             let allowed = path.ends_with("/sys.rs")
                 || path.contains("/sys/")
                 || is_test(path)
-                || path.starts_with("xtask/");
+               ;
             !allowed && text.contains("allow(unsafe_code")
         })
         .map(|(path, _)| path)
