@@ -2,7 +2,15 @@
 //!
 //! [`v1`] holds the messages, [`RuntimeService`] and [`ImageService`] the calls as object-safe traits.
 
+#[cfg(any(feature = "client", feature = "server"))]
+mod calls;
+#[cfg(feature = "client")]
+pub mod client;
+#[cfg(feature = "client")]
+mod deadline;
 mod redact;
+#[cfg(feature = "server")]
+pub mod server;
 mod service;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -13,5 +21,11 @@ pub mod v1 {
     tonic::include_proto!("runtime.v1");
 }
 
+#[cfg(feature = "client")]
+pub use deadline::Deadlines;
 pub use service::{ImageService, RuntimeService, Stream};
 pub use tonic::{Code, Status};
+
+/// The largest message either side takes: 16 MiB, as the kubelet and containerd have it.
+#[cfg(any(feature = "client", feature = "server"))]
+pub const MAX_MESSAGE: usize = 16 << 20;

@@ -10,6 +10,7 @@ mod calls;
 mod fault;
 mod image_service;
 mod images;
+mod requests;
 mod runtime_service;
 mod script;
 mod state;
