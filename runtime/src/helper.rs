@@ -7,7 +7,7 @@ use std::ffi::OsString;
 type Role = fn(Vec<OsString>) -> i32;
 
 /// Every role by its first argument. Each owner of a role adds one line.
-const ROLES: &[(&str, Role)] = &[("oci", crate::maker::main)];
+const ROLES: &[(&str, Role)] = &[("oci", crate::maker::main), ("image-worker", crate::image::worker_main)];
 
 /// Runs the helper role that the first argument names and ends the process; returns when it names none.
 ///

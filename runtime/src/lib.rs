@@ -5,6 +5,7 @@
 //! maker (`oci`) and the image worker (`image-worker`), are fresh executions of the same binary.
 
 mod helper;
+pub mod image;
 pub mod maker;
 pub mod spec;
 

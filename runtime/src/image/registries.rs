@@ -1,0 +1,301 @@
+//! Registry configuration in k3s' registries.yaml form, and Docker's config.json for credentials. Pure data; the
+//! agent reads the files and hands text or values in.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use serde::{Deserialize, Serialize};
+
+/// The content of registries.yaml.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Registries {
+    /// By registry host, or `*` for all others.
+    pub mirrors: BTreeMap<String, Mirror>,
+    /// By host of a registry or mirror endpoint, or `*`.
+    pub configs: BTreeMap<String, RegistryConfig>,
+}
+
+/// Where a registry's content is had instead.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Mirror {
+    /// URLs or hosts, tried in order before the registry itself.
+    #[serde(alias = "endpoints")]
+    pub endpoint: Vec<String>,
+    /// Regular expressions in k3s; here prefixes or `^(.*)$` forms, see [`rewrite`].
+    pub rewrite: BTreeMap<String, String>,
+}
+
+/// How to talk to a host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RegistryConfig {
+    /// Who we are.
+    pub auth: Option<AuthEntry>,
+    /// Whom we trust.
+    pub tls: Option<Tls>,
+}
+
+/// Credentials as registries.yaml and config.json write them.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AuthEntry {
+    /// User name.
+    pub username: String,
+    /// Password.
+    pub password: String,
+    /// `user:password` in base64.
+    pub auth: String,
+    /// An OAuth2 refresh token.
+    #[serde(alias = "identitytoken")]
+    pub identity_token: String,
+    /// A bearer token for the registry itself.
+    #[serde(alias = "registrytoken")]
+    pub registry_token: String,
+}
+
+impl std::fmt::Debug for AuthEntry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AuthEntry").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+/// TLS of a host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    /// PEM file of the CAs to trust beside the system's.
+    pub ca_file: String,
+    /// PEM file of our certificate.
+    pub cert_file: String,
+    /// PEM file of our key.
+    pub key_file: String,
+    /// Whether any certificate is taken.
+    pub insecure_skip_verify: bool,
+}
+
+/// Credentials resolved to one form.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Credentials {
+    /// User and password, for basic authentication and token servers.
+    Basic {
+        /// User name.
+        username: String,
+        /// Password.
+        password: String,
+    },
+    /// An OAuth2 refresh token for token servers.
+    Identity(String),
+    /// A bearer token for the registry itself.
+    Bearer(String),
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Credentials(..)")
+    }
+}
+
+impl AuthEntry {
+    /// One form of the credentials, `None` when they are empty.
+    pub fn resolve(&self) -> Option<Credentials> {
+        if !self.registry_token.is_empty() {
+            return Some(Credentials::Bearer(self.registry_token.clone()));
+        }
+        if !self.identity_token.is_empty() {
+            return Some(Credentials::Identity(self.identity_token.clone()));
+        }
+        if !self.username.is_empty() || !self.password.is_empty() {
+            return Some(Credentials::Basic {
+                username: self.username.clone(),
+                password: self.password.clone(),
+            });
+        }
+        // Some tools leave zero bytes at the end of the decoded text.
+        let decoded = base64::engine::general_purpose::STANDARD.decode(self.auth.trim()).ok()?;
+        let text = String::from_utf8(decoded).ok()?;
+        let (username, password) = text.trim_end_matches('\0').split_once(':')?;
+        Some(Credentials::Basic { username: username.to_owned(), password: password.to_owned() })
+    }
+}
+
+/// One place to ask for a repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// URL up to and with `/v2` or the mirror's own path, without a slash at its end.
+    pub base: String,
+    /// `host[:port]`, by which `configs` is looked up.
+    pub host: String,
+    /// Repository path there.
+    pub repository: String,
+    /// The registry that a mirror stands for, told to it as `ns`; empty for the registry itself.
+    pub namespace: String,
+}
+
+impl Registries {
+    /// Where to ask for `repository` of `registry`, in order.
+    pub fn endpoints(&self, registry: &str, repository: &str) -> Vec<Endpoint> {
+        let mut endpoints = Vec::new();
+        if let Some(mirror) = self.mirrors.get(registry).or_else(|| self.mirrors.get("*")) {
+            let path = rewrite(&mirror.rewrite, repository);
+            endpoints.extend(mirror.endpoint.iter().map(|e| self.endpoint(e, &path, registry)));
+        }
+        let own = if registry == "docker.io" { "registry-1.docker.io" } else { registry };
+        let own = self.endpoint(own, repository, "");
+        if !endpoints.iter().any(|e| e.base == own.base && e.repository == own.repository) {
+            endpoints.push(own);
+        }
+        endpoints
+    }
+
+    fn endpoint(&self, url: &str, repository: &str, namespace: &str) -> Endpoint {
+        let (scheme, rest) = match url.split_once("://") {
+            Some((scheme, rest)) => (scheme, rest),
+            // As k3s: plain http for the machine itself unless TLS is configured, else https.
+            None if is_loopback(url) && self.tls(url.split('/').next().unwrap_or(url)).is_none() => {
+                ("http", url)
+            }
+            None => ("https", url),
+        };
+        let rest = rest.trim_end_matches('/');
+        let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let base = match path {
+            "" => format!("{scheme}://{host}/v2"),
+            path => format!("{scheme}://{host}/{path}"),
+        };
+        Endpoint {
+            base,
+            host: host.to_owned(),
+            repository: repository.to_owned(),
+            namespace: namespace.to_owned(),
+        }
+    }
+
+    fn config(&self, host: &str) -> Option<&RegistryConfig> {
+        let docker = (host == "registry-1.docker.io").then(|| self.configs.get("docker.io")).flatten();
+        self.configs.get(host).or(docker).or_else(|| self.configs.get("*"))
+    }
+
+    /// TLS of a host.
+    pub fn tls(&self, host: &str) -> Option<&Tls> {
+        self.config(host)?.tls.as_ref()
+    }
+
+    /// Credentials for a host.
+    pub fn credentials(&self, host: &str) -> Option<Credentials> {
+        self.config(host)?.auth.as_ref()?.resolve()
+    }
+
+    /// Adds the credentials of Docker's config.json where none are given yet.
+    pub fn add_docker_config(&mut self, json: &[u8]) -> Result<(), serde_json::Error> {
+        #[derive(Deserialize)]
+        struct DockerConfig {
+            #[serde(default)]
+            auths: BTreeMap<String, AuthEntry>,
+        }
+        let config: DockerConfig = serde_json::from_slice(json)?;
+        for (server, auth) in config.auths {
+            let host = server.split_once("://").map_or(server.as_str(), |(_, rest)| rest);
+            let host = match host.split('/').next().unwrap_or(host) {
+                "index.docker.io" | "docker.io" => "registry-1.docker.io",
+                host => host,
+            };
+            self.configs.entry(host.to_owned()).or_default().auth.get_or_insert(auth);
+        }
+        Ok(())
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let host = host.split('/').next().unwrap_or(host);
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or(rest),
+        None => host.split(':').next().unwrap_or(host),
+    };
+    name == "localhost" || name == "::1" || name.starts_with("127.")
+}
+
+/// Rewrites a repository path by the first rule that matches.
+///
+/// k3s takes Go regular expressions; an engine for them would be the largest part of this module. The forms that
+/// its documentation and users write are taken: `^literal/(.*)`, `(.*)`, `^literal$`, with `$1` in the result.
+pub fn rewrite(rules: &BTreeMap<String, String>, repository: &str) -> String {
+    for (pattern, result) in rules {
+        let body = pattern.trim_start_matches('^').trim_end_matches('$');
+        let literal = |text: &str| text.replace("\\.", ".").replace("\\-", "-").replace("\\/", "/");
+        if let Some((before, after)) = ["(.*)", "(.+)"].iter().find_map(|group| body.split_once(group)) {
+            let (before, after) = (literal(before), literal(after));
+            let middle =
+                repository.strip_prefix(before.as_str()).and_then(|r| r.strip_suffix(after.as_str()));
+            if let Some(middle) = middle {
+                return result.replace("${1}", middle).replace("$1", middle);
+            }
+        } else {
+            let body = literal(body);
+            let anchored = (pattern.starts_with('^'), pattern.ends_with('$'));
+            let matched = match anchored {
+                (true, true) => repository == body,
+                (true, false) => repository.starts_with(&body),
+                (false, true) => repository.ends_with(&body),
+                (false, false) => repository.contains(&body),
+            };
+            if matched && anchored == (true, true) {
+                return result.clone();
+            }
+            if matched {
+                return repository.replacen(&body, result, 1);
+            }
+        }
+    }
+    repository.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mirrors_come_before_the_registry() {
+        let registries: Registries = serde_json::from_value(serde_json::json!({
+            "mirrors": {
+                "docker.io": {"endpoint": ["http://mirror.local:5000", "https://cache.local/v2/hub/"],
+                              "rewrite": {"^library/(.*)": "public/$1"}},
+                "*": {"endpoint": ["https://all.local"]},
+            },
+        }))
+        .unwrap();
+        let bases = |registry: &str, repository: &str| -> Vec<String> {
+            let endpoints = registries.endpoints(registry, repository);
+            endpoints.iter().map(|e| format!("{}/{} {}", e.base, e.repository, e.namespace)).collect()
+        };
+        assert_eq!(
+            bases("docker.io", "library/busybox"),
+            [
+                "http://mirror.local:5000/v2/public/busybox docker.io",
+                "https://cache.local/v2/hub/public/busybox docker.io",
+                "https://registry-1.docker.io/v2/library/busybox ",
+            ]
+        );
+        assert_eq!(bases("q.io", "a/b"), ["https://all.local/v2/a/b q.io", "https://q.io/v2/a/b "]);
+        let own = Registries::default().endpoints("127.0.0.1:5000", "a");
+        assert_eq!(own[0].base, "http://127.0.0.1:5000/v2");
+    }
+
+    #[test]
+    fn credentials_come_in_every_form() {
+        let mut registries = Registries::default();
+        let docker =
+            br#"{"auths":{"https://index.docker.io/v1/":{"auth":"dTpw"},"q.io":{"identitytoken":"t"}}}"#;
+        registries.add_docker_config(docker).unwrap();
+        let basic = Credentials::Basic { username: "u".into(), password: "p".into() };
+        assert_eq!(registries.credentials("registry-1.docker.io"), Some(basic));
+        assert_eq!(registries.credentials("q.io"), Some(Credentials::Identity("t".into())));
+        assert_eq!(registries.credentials("other.io"), None);
+    }
+
+    #[test]
+    fn unknown_fields_are_errors() {
+        assert!(serde_json::from_str::<Registries>(r#"{"mirrors":{"a":{"endpiont":[]}}}"#).is_err());
+    }
+}
