@@ -1,5 +1,7 @@
 //! Client, server and fake together: every call crosses a real socket and comes back as the fake said it.
 
+#![allow(clippy::unwrap_used)]
+
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
