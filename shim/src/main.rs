@@ -1,3 +1,68 @@
-//! Placeholder while the crate is being written.
+//! `coracle-shim`: watches the containers of one pod.
+//!
+//! `serve` is started by the runtime, once per sandbox, and outlives it; `hold` is the first process of a shared PID
+//! namespace. One thread, one loop, see `server`. Memory is its measure: it is there once per pod.
 
-fn main() {}
+mod args;
+mod cgroup;
+mod connection;
+mod container;
+mod cri_log;
+mod exit_record;
+mod hold;
+mod lifecycle;
+mod maker;
+mod requests;
+mod serve;
+mod server;
+mod stdio;
+mod sys;
+
+use std::error::Error;
+use std::fmt;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use args::Role;
+
+fn main() -> ExitCode {
+    sys::tune_allocator();
+    let result: Result<(), Box<dyn Error>> = match args::parse(std::env::args_os().skip(1)) {
+        Ok(Role::Serve(options)) => serve::serve(options).map_err(Into::into),
+        Ok(Role::Hold) => hold::hold().map_err(Into::into),
+        Ok(Role::Version) => {
+            writeln!(io::stdout(), "coracle-shim {}", env!("CARGO_PKG_VERSION")).map_err(Into::into)
+        }
+        Err(error) => {
+            tell(format_args!("{error}\n{}", args::USAGE));
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tell(format_args!("{}", Chain(&*error)));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Writes a line to standard error, which is the shim's log; nobody is told when that is gone too.
+fn tell(line: fmt::Arguments<'_>) {
+    drop(writeln!(io::stderr(), "coracle-shim: {line}"));
+}
+
+/// An error with everything that caused it, on one line.
+struct Chain<'a>(&'a dyn Error);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,600 @@
+//! What needs the maker: create, start, exec, delete, pause, resume, update. Methods of [`Shim`], called by the loop.
+//!
+//! Each is cut in two: the call that starts the maker, and `finish_*`, which the end of the maker continues. Between
+//! them the loop serves others; the container is `busy`.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use coracle_shim::protocol::{Code, EXIT_RECORD, Empty, Status, task};
+
+use crate::cgroup::Cgroup;
+use crate::connection::ReplyTo;
+use crate::container::{Container, Phase};
+use crate::exit_record::Exit;
+use crate::maker::{self, MakerCall, Running};
+use crate::requests::{Call, Operation, no_exec};
+use crate::server::Shim;
+use crate::stdio::{Addresses, MakerEnds, Streams};
+use crate::sys;
+
+/// A maker that runs, and what its end continues.
+#[derive(Debug)]
+pub(crate) struct Job {
+    running: Running,
+    container: String,
+    step: Step,
+    reply: Option<ReplyTo>,
+    /// When the caller stops waiting: the maker is killed then.
+    deadline: Option<u64>,
+    killed: bool,
+    /// The call's own files, removed at its end.
+    files: Vec<PathBuf>,
+}
+
+#[derive(Debug)]
+enum Step {
+    Create {
+        pid_file: PathBuf,
+        console: Option<ConsoleSocket>,
+    },
+    /// Removes what a failed creation left; then the caller hears of the failure.
+    Undo {
+        failure: Status,
+    },
+    Start,
+    StartExec {
+        exec_id: String,
+        pid_file: PathBuf,
+        console: Option<ConsoleSocket>,
+    },
+    Delete,
+    Pause,
+    Resume,
+    Update,
+}
+
+impl Job {
+    pub(crate) fn pid(&self) -> i32 {
+        self.running.pid
+    }
+
+    /// Whether its end will name a process that may have ended before.
+    pub(crate) fn makes_process(&self) -> bool {
+        matches!(self.step, Step::Create { .. } | Step::StartExec { .. })
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<u64> {
+        self.deadline.filter(|_| !self.killed)
+    }
+
+    /// Kills the maker when nobody waits for it any more; its end is handled as usual.
+    pub(crate) fn kill_if_late(&mut self, now: u64) {
+        if self.next_deadline().is_some_and(|deadline| deadline <= now) {
+            self.killed = true;
+            drop(sys::kill(self.running.pid, libc::SIGKILL));
+        }
+    }
+}
+
+/// Where the maker sends a terminal to.
+#[derive(Debug)]
+struct ConsoleSocket {
+    listener: UnixListener,
+    /// Its folder, held open: a path through this descriptor is short however long the folder's own is.
+    folder: File,
+    name: String,
+    path: PathBuf,
+}
+
+impl ConsoleSocket {
+    fn bind(path: PathBuf) -> io::Result<Self> {
+        let (folder, name) = (path.parent().unwrap_or(Path::new("/")), path.file_name().unwrap_or_default());
+        let (folder, name) = (File::open(folder)?, name.to_string_lossy().into_owned());
+        let listener = UnixListener::bind(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd()))?;
+        listener.set_nonblocking(true)?;
+        Ok(Self { listener, folder, name, path })
+    }
+
+    /// A path that the maker, another process, reaches it by.
+    fn argument(&self) -> OsString {
+        format!("/proc/{}/fd/{}/{}", std::process::id(), self.folder.as_raw_fd(), self.name).into()
+    }
+
+    fn receive(&self) -> io::Result<File> {
+        let (stream, _) = self.listener.accept()?;
+        sys::receive_descriptor(&stream)
+    }
+}
+
+impl Drop for ConsoleSocket {
+    fn drop(&mut self) {
+        drop(fs::remove_file(&self.path));
+    }
+}
+
+fn words<const N: usize>(words: [&str; N]) -> Vec<OsString> {
+    words.into_iter().map(OsString::from).collect()
+}
+
+fn failed(code: Code, what: &str, error: &dyn std::error::Error) -> Status {
+    Status::new(code, format!("{what}: {}", crate::Chain(error)))
+}
+
+impl Shim {
+    /// Starts a maker for a container that exists, and marks the container busy when `ordered`.
+    fn start_job(
+        &mut self,
+        id: &str,
+        step: Step,
+        arguments: Vec<OsString>,
+        ends: MakerEnds,
+        (reply, deadline): (Option<ReplyTo>, Option<u64>),
+    ) -> Result<(), Status> {
+        let bundle = self.container(id)?.bundle.clone();
+        let running = self
+            .maker
+            .start(MakerCall { bundle: &bundle, arguments, ends })
+            .map_err(|error| failed(Code::Internal, "OCI runtime not started", &error))?;
+        if !matches!(step, Step::StartExec { .. }) {
+            self.container(id)?.busy = true;
+        }
+        let container = id.to_owned();
+        self.jobs.push(Job { running, container, step, reply, deadline, killed: false, files: Vec::new() });
+        Ok(())
+    }
+
+    /// Makes a container.
+    pub(crate) fn create(&mut self, reply: ReplyTo, deadline: Option<u64>, request: task::CreateTaskRequest) {
+        let id = request.id.clone();
+        if self.containers.iter().any(|container| container.id == id) {
+            return self.refuse(reply, Code::AlreadyExists, format!("container {id} exists"));
+        }
+        if let Err(status) = self.try_create(reply, deadline, request) {
+            self.containers.retain(|container| container.id != id);
+            self.reply(reply, Err(status));
+        }
+    }
+
+    fn try_create(
+        &mut self,
+        reply: ReplyTo,
+        deadline: Option<u64>,
+        request: task::CreateTaskRequest,
+    ) -> Result<(), Status> {
+        let invalid = |message: String| Status::new(Code::InvalidArgument, message);
+        let unserved = |message: &str| Status::new(Code::Unimplemented, message);
+        let task::CreateTaskRequest {
+            id, bundle, rootfs, terminal, stdin, stdout, stderr, checkpoint, ..
+        } = request;
+        let bundle = PathBuf::from(bundle);
+        if !maker::is_plain_name(&id) {
+            return Err(invalid(format!("{id:?} is no name for a container")));
+        }
+        if !bundle.is_absolute() {
+            return Err(invalid(format!("bundle {} is not an absolute path", bundle.display())));
+        }
+        if !rootfs.is_empty() {
+            return Err(unserved("mounting the root is not served: the bundle must hold it"));
+        }
+        if !checkpoint.is_empty() {
+            return Err(unserved("restoring a checkpoint is not served"));
+        }
+        let addresses = Addresses { stdin, stdout, stderr, terminal };
+        let (streams, ends) = Streams::open(&addresses)
+            .map_err(|error| failed(Code::InvalidArgument, "cannot open the container's streams", &error))?;
+        // A record of an earlier container in this bundle must not be taken for this one's.
+        drop(fs::remove_file(bundle.join(EXIT_RECORD)));
+        let own_pid_namespace = maker::has_own_pid_namespace(&bundle);
+        let pid_file = bundle.join("init.pid");
+        drop(fs::remove_file(&pid_file));
+        let mut arguments = words(["create", "--bundle"]);
+        arguments.extend([bundle.clone().into(), "--pid-file".into(), pid_file.clone().into()]);
+        let console = self.bind_console(terminal, &bundle, &mut arguments)?;
+        arguments.push(id.clone().into());
+        let mut container = Container::new(id.clone(), bundle, own_pid_namespace, addresses);
+        container.init.streams = streams;
+        self.containers.push(container);
+        self.start_job(&id, Step::Create { pid_file, console }, arguments, ends, (Some(reply), deadline))
+    }
+
+    fn bind_console(
+        &mut self,
+        terminal: bool,
+        bundle: &Path,
+        arguments: &mut Vec<OsString>,
+    ) -> Result<Option<ConsoleSocket>, Status> {
+        if !terminal {
+            return Ok(None);
+        }
+        let path = self.maker.fresh_path(bundle, "tty");
+        let console = ConsoleSocket::bind(path)
+            .map_err(|error| failed(Code::Internal, "cannot make a socket for the terminal", &error))?;
+        arguments.extend(["--console-socket".into(), console.argument()]);
+        Ok(Some(console))
+    }
+
+    /// Starts a created container.
+    pub(crate) fn start(
+        &mut self,
+        reply: ReplyTo,
+        deadline: Option<u64>,
+        request: &task::StartRequest,
+    ) -> Result<(), Status> {
+        self.expect_phase(&request.id, &[Phase::Created])?;
+        let arguments = words(["start", &request.id]);
+        self.start_job(&request.id, Step::Start, arguments, MakerEnds::default(), (Some(reply), deadline))
+    }
+
+    fn expect_phase(&mut self, id: &str, allowed: &[Phase]) -> Result<(), Status> {
+        let init = &self.container(id)?.init;
+        if allowed.contains(&init.phase) {
+            return Ok(());
+        }
+        Err(Status::new(Code::FailedPrecondition, format!("container {id} is {:?}", init.state())))
+    }
+
+    /// Starts an exec that was announced.
+    pub(crate) fn start_exec(
+        &mut self,
+        reply: ReplyTo,
+        deadline: Option<u64>,
+        request: &task::StartRequest,
+    ) -> Result<(), Status> {
+        let task::StartRequest { id, exec_id } = request;
+        let process_file = {
+            let container = self.container(id)?;
+            let bundle = container.bundle.clone();
+            let phase = container.init.phase;
+            let exec = container.process(exec_id).ok_or_else(|| no_exec(id, exec_id))?;
+            if exec.phase != Phase::Announced || phase != Phase::Running {
+                let message = format!("exec {exec_id} is {:?}, its container {phase:?}", exec.state());
+                return Err(Status::new(Code::FailedPrecondition, message));
+            }
+            self.maker.fresh_path(&bundle, "json")
+        };
+        let bundle = self.container(id)?.bundle.clone();
+        let exec = self.container(id)?.process_mut(exec_id).ok_or_else(|| no_exec(id, exec_id))?;
+        let (streams, ends) = Streams::open(&exec.addresses)
+            .map_err(|error| failed(Code::InvalidArgument, "cannot open the exec's streams", &error))?;
+        let terminal = exec.addresses.terminal;
+        write_private(&process_file, &exec.spec)
+            .map_err(|error| failed(Code::Internal, "cannot write the exec's process", &error))?;
+        exec.streams = streams;
+        exec.phase = Phase::Making;
+        let pid_file = process_file.with_extension("pid");
+        let mut arguments = words(["exec", "--process"]);
+        arguments.extend([process_file.clone().into(), "--pid-file".into(), pid_file.clone().into()]);
+        arguments.push("--detach".into());
+        let started = self.bind_console(terminal, &bundle, &mut arguments).and_then(|console| {
+            arguments.push(id.into());
+            let step = Step::StartExec { exec_id: exec_id.clone(), pid_file: pid_file.clone(), console };
+            self.start_job(id, step, arguments, ends, (Some(reply), deadline))
+        });
+        match started {
+            Ok(()) => {
+                if let Some(job) = self.jobs.last_mut() {
+                    job.files.extend([process_file, pid_file]);
+                }
+                Ok(())
+            }
+            Err(status) => {
+                drop(fs::remove_file(process_file));
+                self.exec_failed(id, exec_id);
+                Err(status)
+            }
+        }
+    }
+
+    /// The exec is as if nobody had started it; who waited for its end hears so.
+    fn exec_failed(&mut self, id: &str, exec_id: &str) {
+        let Ok(container) = self.container(id) else { return };
+        let Some(exec) = container.process_mut(exec_id) else { return };
+        exec.phase = Phase::Announced;
+        exec.streams = Streams::default();
+        for waiter in std::mem::take(&mut exec.waiters) {
+            self.refuse(waiter, Code::FailedPrecondition, format!("exec {exec_id} did not start"));
+        }
+    }
+
+    /// Removes a container that does not run. One that was never started is ended first.
+    pub(crate) fn delete(&mut self, call: Call) -> Result<(), Status> {
+        let Operation::Delete(task::DeleteRequest { id, .. }) = &call.operation else { return Ok(()) };
+        let id = id.clone();
+        let container = self.container(&id)?;
+        match container.init.phase {
+            Phase::Stopped(_) => {
+                let arguments = words(["delete", "--force", &id]);
+                let waits = (Some(call.reply), call.deadline);
+                self.start_job(&id, Step::Delete, arguments, MakerEnds::default(), waits)
+            }
+            Phase::Created => {
+                sys::kill(container.init.pid, libc::SIGKILL)
+                    .map_err(|error| failed(Code::Internal, "cannot end the container", &error))?;
+                container.busy = true;
+                container.after_exit = Some(call);
+                Ok(())
+            }
+            _ => {
+                let message = format!("container {id} is {:?}", container.init.state());
+                Err(Status::new(Code::FailedPrecondition, message))
+            }
+        }
+    }
+
+    /// Freezes a container.
+    pub(crate) fn pause(&mut self, reply: ReplyTo, deadline: Option<u64>, id: &str) -> Result<(), Status> {
+        self.expect_phase(id, &[Phase::Running])?;
+        self.start_job(id, Step::Pause, words(["pause", id]), MakerEnds::default(), (Some(reply), deadline))
+    }
+
+    /// Thaws a container.
+    pub(crate) fn resume(&mut self, reply: ReplyTo, deadline: Option<u64>, id: &str) -> Result<(), Status> {
+        self.expect_phase(id, &[Phase::Paused])?;
+        self.start_job(id, Step::Resume, words(["resume", id]), MakerEnds::default(), (Some(reply), deadline))
+    }
+
+    /// Thaws a container that was killed, for nobody in particular.
+    pub(crate) fn thaw(&mut self, id: &str) {
+        if let Err(status) =
+            self.start_job(id, Step::Resume, words(["resume", id]), MakerEnds::default(), (None, None))
+        {
+            crate::tell(format_args!("container {id} is killed but frozen: {status}"));
+        }
+    }
+
+    /// Changes resource limits.
+    pub(crate) fn update(
+        &mut self,
+        reply: ReplyTo,
+        deadline: Option<u64>,
+        request: &task::UpdateTaskRequest,
+    ) -> Result<(), Status> {
+        let id = &request.id;
+        self.expect_phase(id, &[Phase::Created, Phase::Running, Phase::Paused])?;
+        let resources = request.resources.as_ref().map(|any| any.value.as_slice()).unwrap_or_default();
+        let bundle = self.container(id)?.bundle.clone();
+        let file = self.maker.fresh_path(&bundle, "json");
+        let unwritten = |error: io::Error| failed(Code::Internal, "cannot hand over the resources", &error);
+        write_private(&file, resources).map_err(unwritten)?;
+        let stdin = File::open(&file).map_err(unwritten);
+        drop(fs::remove_file(&file));
+        let ends = MakerEnds { stdin: Some(stdin?), ..MakerEnds::default() };
+        let arguments = words(["update", "--resources", "-", id]);
+        self.start_job(id, Step::Update, arguments, ends, (Some(reply), deadline))
+    }
+
+    /// Continues what a maker's end makes possible.
+    pub(crate) fn finish_job(&mut self, job: Job, status: u32) {
+        let Job { running, container: id, step, reply, killed, files, .. } = job;
+        let mut result = running.finish(status);
+        if killed && result.is_err() {
+            result = Err("the maker ran past the caller's deadline and was killed".into());
+        }
+        let code = if killed { Code::DeadlineExceeded } else { Code::Unknown };
+        let result = result.map_err(|message| (code, message));
+        let exec = matches!(step, Step::StartExec { .. });
+        if let (false, Ok(container)) = (exec, self.container(&id)) {
+            container.busy = false;
+        }
+        match step {
+            Step::Create { pid_file, console } => self.finish_create(&id, reply, result, &pid_file, console),
+            Step::Undo { failure } => self.forget(&id, reply, failure),
+            Step::StartExec { exec_id, pid_file, console } => {
+                self.finish_exec(&id, &exec_id, reply, result, &pid_file, console);
+            }
+            Step::Delete => self.finish_delete(&id, reply, result),
+            Step::Start => {
+                let pid = self.container(&id).map_or(0, |container| container.init.pid.unsigned_abs());
+                let result = result.map(|()| task::StartResponse { pid });
+                self.advance(&id, &result, Phase::Created, Phase::Running);
+                self.conclude(reply, "start", result);
+            }
+            Step::Pause => {
+                let result = result.map(|()| Empty {});
+                self.advance(&id, &result, Phase::Running, Phase::Paused);
+                self.conclude(reply, "pause", result);
+            }
+            Step::Resume => {
+                let result = result.map(|()| Empty {});
+                self.advance(&id, &result, Phase::Paused, Phase::Running);
+                self.conclude(reply, "resume", result);
+            }
+            Step::Update => self.conclude(reply, "update", result.map(|()| Empty {})),
+        }
+        for file in files {
+            drop(fs::remove_file(file));
+        }
+        self.go_on(&id);
+    }
+
+    /// After success: from one phase to the next, unless the container ended meanwhile.
+    fn advance<T, E>(&mut self, id: &str, result: &Result<T, E>, from: Phase, to: Phase) {
+        if let (Ok(_), Ok(container)) = (result, self.container(id))
+            && container.init.phase == from
+        {
+            container.init.phase = to;
+        }
+    }
+
+    fn conclude(
+        &mut self,
+        reply: Option<ReplyTo>,
+        command: &str,
+        result: Result<impl prost::Message, (Code, String)>,
+    ) {
+        let Some(reply) = reply else { return };
+        match result {
+            Ok(message) => self.reply_message(reply, &message),
+            Err((code, message)) => {
+                self.refuse(reply, code, format!("OCI runtime {command} failed: {message}"))
+            }
+        }
+    }
+
+    fn finish_create(
+        &mut self,
+        id: &str,
+        reply: Option<ReplyTo>,
+        result: Result<(), (Code, String)>,
+        pid_file: &Path,
+        console: Option<ConsoleSocket>,
+    ) {
+        let pid = result.and_then(|()| {
+            self.take_console(id, "", console)?;
+            maker::read_pid(pid_file)
+                .map_err(|error| (Code::Unknown, format!("no pid from the maker: {error}")))
+        });
+        match pid {
+            Ok(pid) => {
+                let Ok(container) = self.container(id) else { return };
+                container.init.pid = pid;
+                container.init.phase = Phase::Created;
+                container.cgroup = Some(Cgroup::of(pid));
+                self.start_streams(id, "");
+                self.take_early_exit(id, "", pid);
+                if let Some(reply) = reply {
+                    self.reply_message(reply, &task::CreateTaskResponse { pid: pid.unsigned_abs() });
+                }
+            }
+            Err((code, message)) => self.undo_create(id, reply, code, &message),
+        }
+    }
+
+    /// Takes over the terminal that the maker sent, if there is one.
+    fn take_console(
+        &mut self,
+        id: &str,
+        exec_id: &str,
+        console: Option<ConsoleSocket>,
+    ) -> Result<(), (Code, String)> {
+        let Some(console) = console else { return Ok(()) };
+        let broken = |error: &dyn std::error::Error| {
+            (Code::Unknown, format!("no terminal from the maker: {}", crate::Chain(error)))
+        };
+        let master = console.receive().map_err(|error| broken(&error))?;
+        let process = self.container(id).ok().and_then(|container| container.process_mut(exec_id));
+        process
+            .map_or(Ok(()), |process| process.streams.attach_console(master).map_err(|error| broken(&error)))
+    }
+
+    /// A process may have ended before its maker told its pid.
+    fn take_early_exit(&mut self, id: &str, exec_id: &str, pid: i32) {
+        if let Some(at) = self.early_exits.iter().position(|(early, _)| *early == pid) {
+            let (_, exit): (i32, Exit) = self.early_exits.swap_remove(at);
+            self.process_ended(id, exec_id, exit);
+        }
+    }
+
+    /// Has the maker remove what its failed creation left, and then tells the caller.
+    fn undo_create(&mut self, id: &str, reply: Option<ReplyTo>, code: Code, message: &str) {
+        let Ok(container) = self.container(id) else { return };
+        let complaint = container.init.streams.take_complaint();
+        let message = match message {
+            _ if complaint.is_empty() || complaint.contains(message) || !message.contains("said nothing") => {
+                message.to_owned()
+            }
+            _ => format!("{message}: {complaint}"),
+        };
+        let failure = Status::new(code, format!("OCI runtime create failed: {message}"));
+        let arguments = words(["delete", "--force", id]);
+        let step = Step::Undo { failure: failure.clone() };
+        if self.start_job(id, step, arguments, MakerEnds::default(), (reply, None)).is_err() {
+            self.forget(id, reply, failure);
+        }
+    }
+
+    fn finish_exec(
+        &mut self,
+        id: &str,
+        exec_id: &str,
+        reply: Option<ReplyTo>,
+        result: Result<(), (Code, String)>,
+        pid_file: &Path,
+        console: Option<ConsoleSocket>,
+    ) {
+        let pid = result.and_then(|()| {
+            self.take_console(id, exec_id, console)?;
+            maker::read_pid(pid_file)
+                .map_err(|error| (Code::Unknown, format!("no pid from the maker: {error}")))
+        });
+        let known = self.container(id).is_ok_and(|container| container.process(exec_id).is_some());
+        match pid {
+            Ok(pid) if known => {
+                if let Some(exec) =
+                    self.container(id).ok().and_then(|container| container.process_mut(exec_id))
+                {
+                    exec.pid = pid;
+                    exec.phase = Phase::Running;
+                    exec.spec = Vec::new();
+                }
+                self.start_streams(id, exec_id);
+                // The answer comes before that of a Wait, should the process have ended already.
+                self.conclude(reply, "exec", Ok(task::StartResponse { pid: pid.unsigned_abs() }));
+                self.take_early_exit(id, exec_id, pid);
+            }
+            Ok(pid) => {
+                // The container was deleted meanwhile; nobody can reach this process any more.
+                drop(sys::kill(pid, libc::SIGKILL));
+                self.conclude(
+                    reply,
+                    "exec",
+                    Err::<Empty, _>((Code::NotFound, format!("container {id} is gone"))),
+                );
+            }
+            Err(error) => {
+                self.exec_failed(id, exec_id);
+                self.conclude(reply, "exec", Err::<Empty, _>(error));
+            }
+        }
+    }
+
+    fn finish_delete(&mut self, id: &str, reply: Option<ReplyTo>, result: Result<(), (Code, String)>) {
+        match result {
+            // What the maker does not know is as good as deleted.
+            Err((code, message)) if !message.contains("does not exist") => {
+                self.conclude(reply, "delete", Err::<Empty, _>((code, message)));
+            }
+            _ => {
+                let Ok(container) = self.container(id) else { return };
+                container.init.streams.finish();
+                let (pid, exit) = (container.init.pid.unsigned_abs(), container.init.exit());
+                let response = task::DeleteResponse {
+                    pid,
+                    exit_status: exit.map_or(0, |exit| exit.status),
+                    exited_at: exit.map(|exit| exit.timestamp()),
+                };
+                let gone = Status::new(Code::NotFound, format!("container {id} was deleted"));
+                self.forget(id, None, gone);
+                self.conclude(reply, "delete", Ok(response));
+            }
+        }
+    }
+
+    /// Drops a container; who still asks for it gets `status`.
+    fn forget(&mut self, id: &str, reply: Option<ReplyTo>, status: Status) {
+        let Some(at) = self.containers.iter().position(|container| container.id == id) else { return };
+        let mut container = self.containers.remove(at);
+        let queued: Vec<ReplyTo> = container.queue.drain(..).map(|call| call.reply).collect();
+        let waiters = container.processes_mut().flat_map(|process| std::mem::take(&mut process.waiters));
+        let everyone: Vec<ReplyTo> = waiters.chain(queued).chain(reply).collect();
+        for process in container.processes_mut() {
+            process.streams.finish();
+        }
+        for to in everyone {
+            self.reply(to, Err(status.clone()));
+        }
+        self.accept_again();
+    }
+}
+
+/// Writes a file that only root may read: environments hold secrets.
+fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    File::options().write(true).create_new(true).mode(0o600).open(path)?.write_all(bytes)
+}

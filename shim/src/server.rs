@@ -1,0 +1,300 @@
+//! The loop: one thread, one epoll set, everything the shim holds.
+//!
+//! It wakes for a client, for output, for the end of a child and for the deadline of a running maker, and for nothing
+//! else. `requests` and `lifecycle` are further methods of [`Shim`]; nothing in any of them waits.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+
+use coracle_shim::protocol::{Code, Status};
+use prost::Message;
+
+use crate::connection::{Connection, ReplyTo};
+use crate::container::{Container, Phase};
+use crate::exit_record::{self, Exit};
+use crate::lifecycle::Job;
+use crate::maker::Maker;
+use crate::sys::{self, EVENTS, Epoll, Interest};
+
+const LISTENER: u64 = 0;
+const SIGNALS: u64 = 1;
+const FIRST_FREE: u64 = 2;
+
+/// Clients at a time; the runtime has one, a person with a tool another.
+const MAX_CONNECTIONS: usize = 64;
+
+/// How long an ending shim waits for its last answers to be taken.
+const FAREWELL_MS: u64 = 1000;
+
+/// Everything one shim holds.
+#[derive(Debug)]
+pub(crate) struct Shim {
+    pub(crate) sandbox_id: String,
+    pub(crate) maker: Maker,
+    pub(crate) epoll: Epoll,
+    pub(crate) containers: Vec<Container>,
+    pub(crate) jobs: Vec<Job>,
+    /// Set once the shim is to end: when at the latest.
+    pub(crate) farewell: Option<u64>,
+    /// Ends of processes that no pid file has named yet: pid, how it ended.
+    pub(crate) early_exits: Vec<(i32, Exit)>,
+    connections: Vec<Connection>,
+    listener: UnixListener,
+    /// Off while descriptors are short, so that a waiting client does not keep the loop busy.
+    accepting: bool,
+    signals: File,
+    socket: PathBuf,
+    next_id: u64,
+}
+
+impl Shim {
+    /// Takes over a bound socket and the signals of this process.
+    pub(crate) fn new(
+        sandbox_id: String,
+        maker: Maker,
+        listener: UnixListener,
+        socket: PathBuf,
+    ) -> io::Result<Self> {
+        sys::become_subreaper()?;
+        let signals = sys::signal_descriptor(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT])?;
+        listener.set_nonblocking(true)?;
+        let epoll = Epoll::new()?;
+        epoll.add(&listener, LISTENER, Interest::READ)?;
+        epoll.add(&signals, SIGNALS, Interest::READ)?;
+        Ok(Self {
+            sandbox_id,
+            maker,
+            epoll,
+            containers: Vec::new(),
+            jobs: Vec::new(),
+            farewell: None,
+            early_exits: Vec::new(),
+            connections: Vec::new(),
+            listener,
+            accepting: true,
+            signals,
+            socket,
+            next_id: FIRST_FREE,
+        })
+    }
+
+    /// Serves until shut down, then removes the socket.
+    pub(crate) fn run(mut self) -> io::Result<()> {
+        let mut ids = [0; EVENTS];
+        while !self.may_end() {
+            let n = self.epoll.wait(&mut ids, self.timeout_ms())?;
+            for id in &ids[..n] {
+                self.on_ready(*id);
+            }
+            self.kill_late_makers();
+            self.drop_dead_connections();
+        }
+        std::fs::remove_file(&self.socket)
+    }
+
+    fn may_end(&self) -> bool {
+        let Some(latest) = self.farewell else { return false };
+        sys::boot_ms() >= latest || self.connections.iter().all(Connection::is_flushed)
+    }
+
+    fn timeout_ms(&self) -> i32 {
+        let deadlines = self.jobs.iter().filter_map(Job::next_deadline).chain(self.farewell);
+        let Some(next) = deadlines.min() else { return -1 };
+        i32::try_from(next.saturating_sub(sys::boot_ms())).unwrap_or(i32::MAX)
+    }
+
+    fn on_ready(&mut self, id: u64) {
+        match id {
+            LISTENER => self.accept(),
+            SIGNALS => self.on_signals(),
+            _ => {
+                if let Some(connection) = self.connections.iter_mut().find(|connection| connection.id == id) {
+                    let asked = connection.on_ready(&self.epoll);
+                    let any = !asked.is_empty();
+                    for asked in asked {
+                        self.handle(asked);
+                    }
+                    if any {
+                        sys::trim_allocator();
+                    }
+                    return;
+                }
+                // An id that nobody has is a stale wake-up of something that an earlier one closed.
+                let epoll = &self.epoll;
+                let mut processes = self.containers.iter_mut().flat_map(Container::processes_mut);
+                processes.any(|process| process.streams.on_ready(epoll, id));
+            }
+        }
+    }
+
+    /// An id for a watched descriptor that no other has or had.
+    pub(crate) fn next_id(next_id: &mut u64) -> u64 {
+        *next_id += 1;
+        *next_id
+    }
+
+    fn accept(&mut self) {
+        match self.listener.accept() {
+            Ok((socket, _)) if self.connections.len() < MAX_CONNECTIONS => {
+                let id = Self::next_id(&mut self.next_id);
+                match Connection::new(id, socket, &self.epoll) {
+                    Ok(connection) => self.connections.push(connection),
+                    Err(error) => crate::tell(format_args!("cannot take a connection: {error}")),
+                }
+            }
+            Ok(_) => crate::tell(format_args!("connection closed: {MAX_CONNECTIONS} are open")),
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)) =>
+            {
+                crate::tell(format_args!("no connection is taken until something is closed: {error}"));
+                self.epoll.remove(&self.listener);
+                self.accepting = false;
+            }
+            // The client is gone already, or another wake-up took it.
+            Err(_) => {}
+        }
+    }
+
+    /// After descriptors were closed, new clients may come again.
+    pub(crate) fn accept_again(&mut self) {
+        if !self.accepting {
+            self.accepting = self.epoll.add(&self.listener, LISTENER, Interest::READ).is_ok();
+        }
+    }
+
+    fn drop_dead_connections(&mut self) {
+        if !self.connections.iter().any(Connection::is_dead) {
+            return;
+        }
+        self.connections.retain(|connection| !connection.is_dead());
+        let connections = &self.connections;
+        let alive = |reply: &ReplyTo| connections.iter().any(|connection| connection.id == reply.connection);
+        for process in self.containers.iter_mut().flat_map(Container::processes_mut) {
+            process.waiters.retain(alive);
+        }
+        self.accept_again();
+    }
+
+    /// Sends an answer; a client that is gone does not get it.
+    pub(crate) fn reply(&mut self, to: ReplyTo, result: Result<Vec<u8>, Status>) {
+        let connection = self.connections.iter_mut().find(|connection| connection.id == to.connection);
+        if let Some(connection) = connection {
+            connection.answer(&self.epoll, to.stream, result);
+        }
+    }
+
+    /// Sends a message as an answer.
+    pub(crate) fn reply_message(&mut self, to: ReplyTo, message: &impl Message) {
+        self.reply(to, Ok(message.encode_to_vec()));
+    }
+
+    /// Sends a failure as an answer.
+    pub(crate) fn refuse(&mut self, to: ReplyTo, code: Code, message: impl Into<String>) {
+        self.reply(to, Err(Status::new(code, message)));
+    }
+
+    fn on_signals(&mut self) {
+        while let Some(signal) = sys::take_signal(&self.signals) {
+            // A shim that holds containers outlives every request to end that does not come by its API.
+            if signal != libc::SIGCHLD && self.containers.is_empty() && self.jobs.is_empty() {
+                self.end();
+            }
+        }
+        // One signal may stand for several children.
+        while let Some((pid, status)) = sys::reap() {
+            self.on_exit(pid, Exit { status, at_unix_ns: sys::unix_ns() });
+        }
+        sys::trim_allocator();
+    }
+
+    /// Ends the loop once the answers are sent.
+    pub(crate) fn end(&mut self) {
+        self.farewell.get_or_insert(sys::boot_ms() + FAREWELL_MS);
+    }
+
+    fn on_exit(&mut self, pid: i32, exit: Exit) {
+        if let Some(at) = self.jobs.iter().position(|job| job.pid() == pid) {
+            let job = self.jobs.swap_remove(at);
+            self.finish_job(job, exit.status);
+            if !self.jobs.iter().any(Job::makes_process) {
+                self.early_exits.clear();
+            }
+            return;
+        }
+        let owner = self.containers.iter_mut().find_map(|container| {
+            let process =
+                container.processes_mut().find(|process| process.pid == pid && process.is_alive())?;
+            Some((process.exec_id.clone(), container.id.clone()))
+        });
+        match owner {
+            Some((exec_id, id)) => self.process_ended(&id, &exec_id, exit),
+            None if self.jobs.iter().any(Job::makes_process) => self.early_exits.push((pid, exit)),
+            // Something that a container orphaned.
+            None => {}
+        }
+    }
+
+    /// Records the end of a process, takes its last output, and answers who waits.
+    pub(crate) fn process_ended(&mut self, id: &str, exec_id: &str, exit: Exit) {
+        let epoll = &self.epoll;
+        let Some(container) = self.containers.iter_mut().find(|container| container.id == id) else { return };
+        if exec_id.is_empty() {
+            container.check_oom();
+            if !container.own_pid_namespace {
+                kill_rest(container);
+            }
+        }
+        let Some(process) = container.process_mut(exec_id) else { return };
+        process.streams.drain(epoll);
+        process.phase = Phase::Stopped(exit);
+        let waiters = std::mem::take(&mut process.waiters);
+        let mut after_exit = None;
+        if exec_id.is_empty() {
+            if let Err(error) = exit_record::write(&container.bundle, &exit, container.oom) {
+                let bundle = container.bundle.display();
+                crate::tell(format_args!("cannot write the exit record of {id} into {bundle}: {error}"));
+            }
+            after_exit = container.after_exit.take();
+            container.busy &= after_exit.is_none();
+        }
+        let response = exit.as_wait();
+        for waiter in waiters {
+            self.reply_message(waiter, &response);
+        }
+        if let Some(call) = after_exit {
+            self.submit(call);
+        }
+        self.accept_again();
+    }
+
+    /// Starts the pumps of a process whose maker went well.
+    pub(crate) fn start_streams(&mut self, id: &str, exec_id: &str) {
+        let next_id = &mut self.next_id;
+        let container = self.containers.iter_mut().find(|container| container.id == id);
+        let Some(process) = container.and_then(|container| container.process_mut(exec_id)) else { return };
+        if let Err(error) = process.streams.start(&self.epoll, || Self::next_id(next_id)) {
+            crate::tell(format_args!("streams of {id} {exec_id}: {}", crate::Chain(&error)));
+        }
+    }
+
+    fn kill_late_makers(&mut self) {
+        let now = sys::boot_ms();
+        for job in &mut self.jobs {
+            job.kill_if_late(now);
+        }
+    }
+}
+
+/// Without a PID namespace of its own, what a container's first process leaves behind must be ended by hand.
+fn kill_rest(container: &Container) {
+    /// A process that forks meanwhile is met in the next round; the deletion ends what is left after all.
+    const ROUNDS: usize = 4;
+    let Some(cgroup) = &container.cgroup else { return };
+    for _ in 0..ROUNDS {
+        if cgroup.signal_all(libc::SIGKILL) == 0 {
+            break;
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! The executable against a real OCI runtime: Debian's runc as maker, busybox as container.
+//!
+//! Runs as root with `runc` and `/bin/busybox` (Debian's `busybox-static`). Each test has a folder, cgroups and a shim
+//! of its own and takes them away at its end, so that tests run side by side.
+//!
+//! What a shim costs in memory, for thirty of them: `shim/measure-memory SHIM`.
+
+mod exec;
+mod harness;
+mod lifecycle;
+mod logs;
+mod robustness;
