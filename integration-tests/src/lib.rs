@@ -6,6 +6,7 @@
 
 pub mod example_image;
 pub mod node;
+pub mod sys;
 
 use std::path::{Path, PathBuf};
 

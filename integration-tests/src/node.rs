@@ -4,6 +4,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -12,62 +13,182 @@ use serde_json::Value;
 
 use crate::Executables;
 
+/// Numbers the nodes of this process.
+static NODES: AtomicU32 = AtomicU32::new(0);
+
+/// What a node is started with besides its folders.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// A program and its arguments that starts the agent, such as a filter of system calls.
+    pub wrapper: Vec<String>,
+    /// Further flags of `coracle run`.
+    pub flags: Vec<String>,
+}
+
 /// A running agent and the folders it was given.
 pub struct Node {
-    coracle: PathBuf,
+    executables: Executables,
+    options: Options,
     agent: Child,
     /// Where manifests go.
     pub manifests: PathBuf,
     /// Images, volumes and logs: what lies on flash on a device.
     pub disk: PathBuf,
-    state: PathBuf,
+    /// Records, sockets and mounts of this boot.
+    pub state: PathBuf,
     bridge: String,
+    /// Second byte of the pods' addresses, so that nodes of tests side by side do not meet.
+    subnet: u32,
 }
 
 impl Node {
     /// Starts an agent on a folder of manifests, with the image archive loaded.
-    pub fn start(built: &Executables, name: &str, manifests: &Path, archive: &Path) -> Result<Self> {
+    pub fn start(executables: &Executables, name: &str, manifests: &Path, archive: &Path) -> Result<Self> {
+        Self::start_with(executables, name, manifests, archive, Options::default())
+    }
+
+    /// The same with options.
+    pub fn start_with(
+        executables: &Executables,
+        name: &str,
+        manifests: &Path,
+        archive: &Path,
+        options: Options,
+    ) -> Result<Self> {
+        let own = std::process::id();
         let disk = crate::target_dir().join(name);
-        let state = PathBuf::from(format!("/run/coracle-{name}-{}", std::process::id()));
+        let state = PathBuf::from(format!("/run/coracle-{name}-{own}"));
         let images = disk.join("data/agent/images");
         std::fs::create_dir_all(&images).with_context(|| format!("cannot create {}", images.display()))?;
         std::fs::copy(archive, images.join("example.tar")).context("cannot copy the image archive")?;
-        let bridge = format!("cora{}", std::process::id() % 1_000_000);
-        let log = std::fs::File::create(disk.join("agent.log")).context("cannot create the agent's log")?;
-        let mut command = Command::new(&built.coracle);
+        let number = NODES.fetch_add(1, Ordering::Relaxed);
+        let bridge = format!("cora{}n{number}", own % 1_000_000);
+        let subnet = 100 + (own + number) % 100;
+        let agent = Command::new("true").spawn().context("cannot start a process")?;
+        let (executables, manifests) = (executables.clone(), manifests.to_owned());
+        let mut node = Self { executables, options, agent, manifests, disk, state, bridge, subnet };
+        node.agent.wait().context("cannot wait for a process")?;
+        node.start_agent()?;
+        Ok(node)
+    }
+
+    /// Starts the agent, anew after [`Node::kill_agent`], and waits until it answers.
+    pub fn start_agent(&mut self) -> Result<()> {
+        let log = std::fs::File::options().create(true).append(true).open(self.disk.join("agent.log"));
+        let log = log.context("cannot create the agent's log")?;
+        let coracle = self.executables.coracle.display().to_string();
+        let mut words = self.options.wrapper.clone();
+        words.extend([coracle, "run".to_owned()]);
+        let mut command = Command::new(&words[0]);
         command
-            .arg("run")
+            .args(&words[1..])
             .arg("--manifests")
-            .arg(manifests)
+            .arg(&self.manifests)
             .arg("--data-dir")
-            .arg(disk.join("data"))
+            .arg(self.disk.join("data"))
             .arg("--root-dir")
-            .arg(disk.join("pods"))
+            .arg(self.disk.join("pods"))
             .arg("--pod-logs-dir")
-            .arg(disk.join("logs/pods"))
+            .arg(self.disk.join("logs/pods"))
             .arg("--container-logs-dir")
-            .arg(disk.join("logs/containers"))
+            .arg(self.disk.join("logs/containers"))
             .arg("--state-dir")
-            .arg(&state)
+            .arg(&self.state)
             .arg("--shim")
-            .arg(&built.shim)
+            .arg(&self.executables.shim)
             .arg("--cgroup-root")
-            .arg(format!("/{}", state.file_name().and_then(|name| name.to_str()).unwrap_or(name)))
-            .args(["--cni-conf-dir", "/nonexistent", "--bridge", &bridge, "--pod-cidr", "10.89.0.0/16"])
+            .arg(self.cgroup())
+            .args(["--cni-conf-dir", "/nonexistent", "--bridge", &self.bridge])
+            .arg(format!("--pod-cidr=10.{}.0.0/16", self.subnet))
+            .args(&self.options.flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
-        let agent = command.spawn().with_context(|| format!("cannot start {}", built.coracle.display()))?;
-        let mut node = Self {
-            coracle: built.coracle.clone(),
-            agent,
-            manifests: manifests.to_owned(),
-            disk,
-            state,
-            bridge,
+        self.agent = command.spawn().with_context(|| format!("cannot start {}", words[0]))?;
+        self.wait("the agent answers", Duration::from_secs(30), |node| Ok(node.pods().is_ok()))?;
+        Ok(())
+    }
+
+    /// Ends the agent without a chance to do anything, and waits until it is gone.
+    pub fn kill_agent(&mut self) -> Result<()> {
+        self.agent.kill().context("cannot kill the agent")?;
+        self.agent.wait().context("cannot wait for the agent")?;
+        Ok(())
+    }
+
+    /// The cgroup under which the node makes all of its own.
+    pub fn cgroup(&self) -> String {
+        format!("/{}", self.state.file_name().and_then(|name| name.to_str()).unwrap_or("coracle-test"))
+    }
+
+    /// What the agent has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.disk.join("agent.log")).unwrap_or_default()
+    }
+
+    /// The processes whose command line contains `words`, the node's own apart.
+    pub fn processes_with(&self, words: &str) -> Vec<u32> {
+        let own = self.own_processes().unwrap_or_default();
+        let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+        let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+        let is_meant = |pid: &u32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            line.starts_with("/example ") && line.contains(words) && !own.contains(pid)
         };
-        node.wait("the agent answers", Duration::from_secs(30), |node| Ok(node.pods().is_ok()))?;
-        Ok(node)
+        pids.filter(is_meant).collect()
+    }
+
+    /// What the node has left although no pod is there: mounts, cgroups, links, records, layers, volumes.
+    pub fn leftovers(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        for path in mounts.lines().filter_map(|line| line.split(' ').nth(4)) {
+            let path = Path::new(path);
+            let is_own = path.starts_with(&self.state) || path.starts_with(&self.disk);
+            if is_own && !self.may_stay(path) {
+                left.push(format!("mount {}", path.display()));
+            }
+        }
+        for folder in ["sandboxes", "containers", "pods"].map(|name| self.state.join(name)) {
+            left.extend(children(&folder).map(|path| format!("record {}", path.display())));
+        }
+        for folder in
+            ["data/containers", "pods/pods", "logs/pods", "logs/containers"].map(|name| self.disk.join(name))
+        {
+            left.extend(children(&folder).map(|path| format!("folder {}", path.display())));
+        }
+        let veths = Command::new("ip").args(["-o", "link", "show", "master", &self.bridge]).output();
+        if let Ok(veths) = veths {
+            left.extend(String::from_utf8_lossy(&veths.stdout).lines().map(|line| format!("link {line}")));
+        }
+        left.extend(self.cgroups().into_iter().map(|path| format!("cgroup {}", path.display())));
+        left
+    }
+
+    /// Mounts that a node without pods may hold: its folders made private.
+    fn may_stay(&self, path: &Path) -> bool {
+        path == self.state || path.parent() == Some(&self.state)
+    }
+
+    /// Cgroups of pods under the node's own.
+    fn cgroups(&self) -> Vec<PathBuf> {
+        let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
+        let is_cgroup = |line: &&str| line.split(' ').nth(2).is_some_and(|kind| kind.starts_with("cgroup"));
+        let roots = mounts.lines().filter(is_cgroup).filter_map(|line| line.split(' ').nth(1));
+        let mut found = Vec::new();
+        for root in roots {
+            let mut folders = vec![Path::new(root).join(self.cgroup().trim_start_matches('/'))];
+            while let Some(folder) = folders.pop() {
+                let is_pod = folder.file_name().is_some_and(|name| name.to_string_lossy().contains("pod"))
+                    && !folder.ends_with("kubepods");
+                if is_pod {
+                    found.push(folder.clone());
+                }
+                folders.extend(children(&folder).filter(|path| path.is_dir()));
+            }
+        }
+        found
     }
 
     /// The agent's process.
@@ -134,7 +255,7 @@ impl Node {
             let ended = self.agent.try_wait().context("cannot look at the agent")?;
             if ended.is_some() || start.elapsed() > limit {
                 let pods = self.pods().unwrap_or_default();
-                let log = std::fs::read_to_string(self.disk.join("agent.log")).unwrap_or_default();
+                let log = self.log();
                 let tail: Vec<&str> = log.lines().rev().take(30).collect();
                 let tail: Vec<&str> = tail.into_iter().rev().collect();
                 bail!(
@@ -149,9 +270,11 @@ impl Node {
 
     /// Runs a command of the same executable against this node and returns what it printed.
     pub fn ask(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = Command::new(&self.coracle);
+        let mut command = Command::new(&self.executables.coracle);
         command.args(arguments).arg("--state-dir").arg(&self.state).stdin(Stdio::null());
-        let output = command.output().with_context(|| format!("cannot start {}", self.coracle.display()))?;
+        let output = command
+            .output()
+            .with_context(|| format!("cannot start {}", self.executables.coracle.display()))?;
         if !output.status.success() {
             bail!(
                 "coracle {} failed: {}",
@@ -182,6 +305,12 @@ impl Node {
     }
 
     fn remove(&self) {
+        // Deepest first, so that each has no children left.
+        let mut cgroups = self.cgroups();
+        cgroups.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
+        for path in &cgroups {
+            let _ = std::fs::remove_dir(path);
+        }
         let _ = Command::new("ip").args(["link", "delete", &self.bridge]).stderr(Stdio::null()).status();
         let _ = std::fs::remove_dir_all(&self.state);
         for part in ["data", "pods", "logs"] {
@@ -226,4 +355,8 @@ fn field(text: &str, name: &str) -> u64 {
     let value =
         text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok());
     value.unwrap_or(0)
+}
+
+fn children(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| entry.ok().map(|entry| entry.path()))
 }

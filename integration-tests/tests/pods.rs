@@ -1,0 +1,110 @@
+//! Pods from a folder as a user meets them: run, told, changed, stopped, with nothing left behind.
+#![allow(clippy::unwrap_used, reason = "a test says what it expects with unwrap")]
+
+mod support;
+
+use coracle_integration_tests::repository;
+use support::{Fixture, LIMIT, is_running, pod};
+
+#[test]
+fn the_example_pods_run_and_everything_can_be_asked() {
+    let mut fixture = Fixture::start("examples");
+    for entry in std::fs::read_dir(repository().join("examples/pods")).unwrap() {
+        let path = entry.unwrap().path();
+        // The demo uses the same host port; a test beside it takes another.
+        let text = std::fs::read_to_string(&path).unwrap().replace("hostPort: 18080", "hostPort: 18081");
+        fixture.put(path.file_name().unwrap().to_str().unwrap(), &text);
+    }
+    fixture.wait_pod("counter", "the counter runs", is_running);
+    let web = fixture.wait_pod("web", "the web server is ready", is_running);
+    let job = fixture.wait_pod("job", "the job completes", |pod| pod["status"]["phase"] == "Succeeded");
+    let ended = &job["status"]["containerStatuses"][0]["state"]["terminated"];
+    assert_eq!((ended["reason"].as_str(), ended["message"].as_str()), (Some("Completed"), Some("done\n")));
+    assert!(web["status"]["podIP"].as_str().is_some_and(|ip| ip.starts_with("10.")), "{web}");
+
+    let table = fixture.node.ask(&["pods"]).unwrap();
+    assert!(table.lines().next().unwrap().starts_with("NAMESPACE"), "{table}");
+    assert!(table.contains("Completed") && table.contains("Running"), "{table}");
+    assert!(fixture.node.ask(&["logs", "web"]).unwrap().contains("serving on port 8080"));
+    let images = fixture.node.ask(&["images", "ls"]).unwrap();
+    assert!(images.contains("example.coracle/example"), "{images}");
+    let events = fixture.node.ask(&["events"]).unwrap();
+    for reason in ["Pulled", "Created", "Started"] {
+        assert!(events.contains(reason), "{reason} is missing in:\n{events}");
+    }
+    fixture.finish();
+}
+
+#[test]
+fn a_container_that_fails_is_restarted_with_back_off() {
+    let mut fixture = Fixture::start("restarts");
+    fixture.put("fails.yaml", &pod("fails", &["exit", "3"], ""));
+    let failed = fixture.wait_pod("fails", "the container is backed off", |pod| {
+        pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+    });
+    let last = &failed["status"]["containerStatuses"][0]["lastState"]["terminated"];
+    assert_eq!((last["exitCode"].as_i64(), last["reason"].as_str()), (Some(3), Some("Error")), "{failed}");
+    fixture.finish();
+}
+
+#[test]
+fn a_memory_hog_is_killed_and_told() {
+    let mut fixture = Fixture::start("oom");
+    let limits = "    resources: {limits: {memory: 8Mi}}\n  restartPolicy: Never\n";
+    fixture.put("hog.yaml", &pod("hog", &["fill", "64"], limits));
+    let hog = fixture.wait_pod("hog", "the hog is killed", |pod| pod["status"]["phase"] == "Failed");
+    let ended = &hog["status"]["containerStatuses"][0]["state"]["terminated"];
+    assert_eq!(
+        (ended["exitCode"].as_i64(), ended["reason"].as_str()),
+        (Some(137), Some("OOMKilled")),
+        "{hog}"
+    );
+    fixture.finish();
+}
+
+#[test]
+fn pods_outlive_the_agent_and_are_adopted() {
+    let mut fixture = Fixture::start("adoption");
+    fixture.put("steady.yaml", &pod("steady", &["count", "1"], ""));
+    let before = fixture.wait_pod("steady", "it runs", is_running);
+    let process = fixture.node.processes_with("count");
+    fixture.node.kill_agent().unwrap();
+    let lines = |fixture: &Fixture| fixture.node.ask(&["logs", "steady"]).unwrap().lines().count();
+    // With no agent, the log is read by the records, and it goes on.
+    let first = lines(&fixture);
+    let deadline = std::time::Instant::now() + LIMIT;
+    while lines(&fixture) <= first {
+        assert!(std::time::Instant::now() < deadline, "the log stands still");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    fixture.node.start_agent().unwrap();
+    let after = fixture.wait_pod("steady", "it is adopted", is_running);
+    let id = |pod: &serde_json::Value| pod["status"]["containerStatuses"][0]["containerID"].clone();
+    assert_eq!(id(&before), id(&after));
+    assert_eq!(process, fixture.node.processes_with("count"));
+    fixture.finish();
+}
+
+#[test]
+fn settings_change_in_a_running_pod() {
+    let mut fixture = Fixture::start("settings");
+    let settings = |value: &str| {
+        format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: settings}}\ndata: {{value: {value}}}\n")
+    };
+    fixture.put("settings.yaml", &settings("first"));
+    let mounts = "    volumeMounts: [{name: settings, mountPath: /settings}]\n  volumes: [{name: settings, configMap: {name: settings}}]\n";
+    fixture.put("reader.yaml", &pod("reader", &["sleep"], mounts));
+    let pod = fixture.wait_pod("reader", "it runs", is_running);
+    let uid = pod["metadata"]["uid"].as_str().unwrap().to_owned();
+    let file =
+        fixture.node.disk.join(format!("pods/pods/{uid}/volumes/kubernetes.io~configmap/settings/value"));
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "first");
+    fixture.put("settings.yaml", &settings("second"));
+    fixture
+        .node
+        .wait("the file changes", LIMIT, |_| Ok(std::fs::read_to_string(&file)? == "second"))
+        .unwrap();
+    let same = fixture.wait_pod("reader", "it still runs", is_running);
+    assert_eq!(same["status"]["containerStatuses"][0]["restartCount"].as_i64().unwrap_or(0), 0);
+    fixture.finish();
+}
