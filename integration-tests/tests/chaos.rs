@@ -92,28 +92,22 @@ fn no_container_is_lost_or_doubled_when_the_agent_is_killed() {
         fixture.node.start_agent().unwrap();
         // Every fourth time all must have come to rest; else the next kill meets whatever is under way.
         if moment % 4 == 3 || moment + 1 == moments {
-            let mut last = String::new();
             let settled = fixture.node.wait("the node settles", LIMIT, |node| {
                 Ok(node.running()? == wanted.len() && node.pods()?.len() == wanted.len())
             });
             settled.unwrap_or_else(|error| panic!("moment {moment}, seed {seed}: {error}"));
             let deadline = std::time::Instant::now() + LIMIT;
-            loop {
+            let now = loop {
                 match processes(&fixture, &wanted) {
-                    Ok(now) => {
-                        for (name, pid) in &stay {
-                            assert_eq!(
-                                now.get(name),
-                                Some(pid),
-                                "moment {moment}, seed {seed}: {name} was restarted"
-                            );
-                        }
-                        break;
+                    Ok(now) => break now,
+                    Err(error) if std::time::Instant::now() > deadline => {
+                        panic!("moment {moment}, seed {seed}: {error}");
                     }
-                    Err(error) => last = error,
+                    Err(_) => std::thread::sleep(Duration::from_millis(100)),
                 }
-                assert!(std::time::Instant::now() < deadline, "moment {moment}, seed {seed}: {last}");
-                std::thread::sleep(Duration::from_millis(100));
+            };
+            for (name, pid) in &stay {
+                assert_eq!(now.get(name), Some(pid), "moment {moment}, seed {seed}: {name} was restarted");
             }
         }
     }

@@ -9,20 +9,20 @@ use coracle_integration_tests::node::{Node, Options};
 use coracle_integration_tests::{Executables, example_image, target_dir};
 use serde_json::Value;
 
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// A node on an empty folder.
-pub struct Fixture {
-    pub node: Node,
-    pub marks: PathBuf,
+pub(crate) struct Fixture {
+    pub(crate) node: Node,
+    pub(crate) marks: PathBuf,
 }
 
 impl Fixture {
-    pub fn start(name: &str) -> Self {
+    pub(crate) fn start(name: &str) -> Self {
         Self::start_with(name, Options::default())
     }
 
-    pub fn start_with(name: &str, options: Options) -> Self {
+    pub(crate) fn start_with(name: &str, options: Options) -> Self {
         let executables = Executables::of_this_build();
         let base = target_dir().join(name);
         let _ = std::fs::remove_dir_all(&base);
@@ -36,16 +36,16 @@ impl Fixture {
     }
 
     /// Puts a file into the folder in one step.
-    pub fn put(&self, file: &str, text: &str) {
+    pub(crate) fn put(&self, file: &str, text: &str) {
         put(&self.node.manifests, file, text);
     }
 
-    pub fn remove(&self, file: &str) {
+    pub(crate) fn remove(&self, file: &str) {
         std::fs::remove_file(self.node.manifests.join(file)).unwrap();
     }
 
     /// The pod whose name in its manifest is `name`.
-    pub fn pod(&self, name: &str) -> Option<Value> {
+    pub(crate) fn pod(&self, name: &str) -> Option<Value> {
         let prefix = format!("{name}-");
         let is_meant =
             |pod: &Value| pod["metadata"]["name"].as_str().is_some_and(|full| full.starts_with(&prefix));
@@ -53,7 +53,12 @@ impl Fixture {
     }
 
     /// Waits until the pod's JSON fulfils the predicate and returns it.
-    pub fn wait_pod(&mut self, name: &str, what: &str, mut is_so: impl FnMut(&Value) -> bool) -> Value {
+    pub(crate) fn wait_pod(
+        &mut self,
+        name: &str,
+        what: &str,
+        mut is_so: impl FnMut(&Value) -> bool,
+    ) -> Value {
         let mut found = Value::Null;
         let prefix = format!("{name}-");
         self.node
@@ -70,12 +75,12 @@ impl Fixture {
         found
     }
 
-    pub fn wait_gone(&mut self) {
+    pub(crate) fn wait_gone(&mut self) {
         self.node.wait("all pods are gone", LIMIT, |node| Ok(node.pods()?.is_empty())).unwrap();
     }
 
     /// Removes every manifest, waits until nothing is left of the pods, and stops the node.
-    pub fn finish(mut self) {
+    pub(crate) fn finish(mut self) {
         for entry in std::fs::read_dir(&self.node.manifests).unwrap() {
             let _ = std::fs::remove_file(entry.unwrap().path());
         }
@@ -93,14 +98,14 @@ impl Fixture {
     }
 }
 
-pub fn put(folder: &Path, file: &str, text: &str) {
+pub(crate) fn put(folder: &Path, file: &str, text: &str) {
     let draft = folder.join(format!(".{file}"));
     std::fs::write(&draft, text).unwrap();
     std::fs::rename(&draft, folder.join(file)).unwrap();
 }
 
 /// A pod with one container that runs the example program with these arguments.
-pub fn pod(name: &str, arguments: &[&str], more: &str) -> String {
+pub(crate) fn pod(name: &str, arguments: &[&str], more: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  hostNetwork: true\n  \
          terminationGracePeriodSeconds: 1\n  containers:\n  - name: main\n    image: {}\n    args: {}\n{more}",
@@ -109,6 +114,6 @@ pub fn pod(name: &str, arguments: &[&str], more: &str) -> String {
     )
 }
 
-pub fn is_running(pod: &Value) -> bool {
+pub(crate) fn is_running(pod: &Value) -> bool {
     pod["status"]["phase"] == "Running" && pod["status"]["containerStatuses"][0]["ready"] == true
 }
