@@ -1,7 +1,7 @@
 //! Serves any implementor of the two services as CRI on a unix socket.
 //!
 //! `coracle cri` and tests call it. [`Listener::serve`] owns all it starts: it returns when every connection
-//! is closed, at the latest [`DRAIN`] after its shutdown signal. A call whose caller went away is dropped
+//! is closed, at the latest [`DRAIN`] and a moment after its shutdown signal. A call whose caller went away is dropped
 //! where it waits, as gRPC has it.
 
 use std::convert::Infallible;
@@ -33,6 +33,9 @@ use crate::v1::*;
 
 /// How long open calls may take to end after the shutdown signal; then they are dropped.
 pub const DRAIN: Duration = Duration::from_secs(10);
+
+/// How long connections may take to close once every call on them is dropped. Past it the peer does not read.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// A socket that cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +96,7 @@ pub enum ServeError {
 pub struct Listener {
     listener: UnixListener,
     socket: SocketFile,
+    drain: Duration,
 }
 
 impl Listener {
@@ -108,7 +112,7 @@ impl Listener {
             return Err(ServeError::InUse(path));
         }
         match listen(&path) {
-            Ok(listener) => Ok(Listener { listener, socket: SocketFile(path) }),
+            Ok(listener) => Ok(Listener { listener, socket: SocketFile(path), drain: DRAIN }),
             Err(source) => Err(ServeError::Listen { path, source }),
         }
     }
@@ -125,6 +129,13 @@ impl Listener {
     /// When the socket's file is gone or not ours.
     pub fn set_mode(&self, mode: u32) -> io::Result<()> {
         std::fs::set_permissions(self.path(), std::fs::Permissions::from_mode(mode))
+    }
+
+    /// Another time than [`DRAIN`] for open calls to end.
+    #[must_use]
+    pub fn with_drain(mut self, drain: Duration) -> Self {
+        self.drain = drain;
+        self
     }
 
     /// Serves until `shutdown` ends; then event streams end, open calls have [`DRAIN`] to end, and the socket
@@ -166,11 +177,11 @@ impl Listener {
         let overdue = async {
             // The sender outlives this future, so only the phase ends the wait.
             let _ = drained.wait_for(|phase| *phase != Phase::Serving).await;
-            tokio::time::sleep(DRAIN).await;
+            tokio::time::sleep(self.drain).await;
             phase.send_replace(Phase::Over);
-            std::future::pending::<()>().await;
+            tokio::time::sleep(GOODBYE).await;
         };
-        // `serving` is polled to its end; `overdue` has nothing to lose.
+        // `overdue` has nothing to lose; `serving` loses only connections whose peers do not read.
         tokio::select! {
             result = serving => result.map_err(|source| ServeError::Serve { path: self.socket.0.clone(), source }),
             () = overdue => Ok(()),

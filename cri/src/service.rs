@@ -176,7 +176,8 @@ pub trait RuntimeService: Send + Sync + 'static {
         Err(Status::unimplemented("CheckpointContainer"))
     }
 
-    /// Every state change of a container from now on.
+    /// Every state change of a container or sandbox from now on. A runtime behind a socket that goes away ends
+    /// the stream with an error; one that cannot tell events says so here or in the first item.
     async fn get_container_events(
         &self,
         request: GetEventsRequest,

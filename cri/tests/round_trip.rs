@@ -213,6 +213,49 @@ async fn events_stream_until_the_server_drains() {
     assert!(!served.dir.path().join("cri.sock").exists());
 }
 
+/// Go servers send no header before the first event; the hanging fake stands for one.
+#[tokio::test]
+async fn a_subscription_does_not_wait_for_the_first_event() {
+    let served = serve();
+    served.fake.hang(Method::GetContainerEvents);
+    let mut events = within(served.client.get_container_events(GetEventsRequest {})).await.unwrap();
+    assert_eq!(served.fake.count(Method::GetContainerEvents), 1);
+    served.fake.release();
+    let next = tokio::spawn(async move { events.next().await });
+    // The fake subscribes somewhen after its release; pods come until one of them is seen.
+    let mut pods = 0;
+    within(async {
+        while !next.is_finished() {
+            run_container(&served, &format!("pod-{pods}")).await;
+            pods += 1;
+        }
+    })
+    .await;
+    let event = next.await.unwrap().unwrap().unwrap();
+    assert_eq!(event.container_id.len(), 64);
+}
+
+#[tokio::test]
+async fn a_call_that_hangs_does_not_hold_the_server_for_good() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("cri.sock");
+    let fake = FakeRuntime::new();
+    fake.hang(Method::PullImage);
+    let listener = Listener::bind(&path).unwrap().with_drain(Duration::from_millis(100));
+    let (stop, stopped) = oneshot::channel::<()>();
+    let fakes = (Arc::new(fake.clone()), Arc::new(fake.clone()));
+    let server = tokio::spawn(listener.serve(fakes.0, fakes.1, async {
+        let _ = stopped.await;
+    }));
+    let client = Client::new(path.to_str().unwrap()).unwrap();
+    let call = tokio::spawn(async move { client.pull_image(PullImageRequest::default()).await });
+    fake.wait_until(DEADLINE, |fake| fake.count(Method::PullImage) == 1).await;
+    drop(stop);
+    let error = within(call).await.unwrap().unwrap_err();
+    assert_eq!((error.code(), error.message()), (Code::Unavailable, "the runtime is shutting down"));
+    within(server).await.unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn a_call_that_gets_no_answer_ends_at_its_deadline() {
     let served = serve();
