@@ -4,4 +4,20 @@
 
 pub mod api;
 pub mod clock;
+pub mod container_config;
+pub mod env;
 pub mod events;
+pub mod hosts;
+pub mod objects;
+pub mod pod_cgroup;
+pub mod qos;
+pub mod resolv;
+pub mod resources;
+pub mod sandbox_config;
+pub mod source;
+mod sys;
+pub mod volume;
+mod backoff;
+mod hook;
+mod pod;
+mod probe;

@@ -1,0 +1,278 @@
+//! The cgroups of pods: `kubepods`, its QoS tiers and one group per pod, on cgroup v1 and v2.
+//!
+//! [`crate::resources`] calls this from blocking threads. Every call is idempotent. A controller that the kernel
+//! lacks is left out with one warning when the agent starts; pods then run without that limit. The one thing
+//! kept in memory is what burstable pods request together, from which their tier gets its CPU share.
+
+mod names;
+mod write;
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::api::Pod;
+use crate::container_config::HostFacts;
+use crate::qos::{self, QosClass};
+use crate::sys;
+
+pub use names::CgroupDriver;
+use names::GroupName;
+
+const KUBEPODS: &str = "kubepods";
+/// How long leftovers may take to die once they are killed.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+const KILL_STEP: Duration = Duration::from_millis(10);
+
+/// Why a cgroup cannot be made or taken away.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// The file system refused.
+    #[error("{operation} {}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Processes that do not die, or that keep coming.
+    #[error("processes in cgroup {} still run {} s after they were killed", path.display(), KILL_PATIENCE.as_secs())]
+    Alive {
+        /// The group.
+        path: PathBuf,
+    },
+}
+
+impl CgroupError {
+    fn io(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { operation, path, source }
+    }
+}
+
+/// How the machine mounts its cgroups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Hierarchy {
+    /// One tree with all controllers.
+    V2 { root: PathBuf },
+    /// A tree per controller.
+    V1 { mounts: Vec<(String, PathBuf)> },
+}
+
+/// How pod cgroups are named and limited.
+#[derive(Clone, Debug)]
+pub struct PodCgroupConfig {
+    /// The group under which `kubepods` lies, `/` by default.
+    pub root: String,
+    /// How groups are named.
+    pub driver: CgroupDriver,
+    /// Processes that a pod may have; `None` for no limit.
+    pub pids_limit: Option<i64>,
+    /// Whether CPU limits become quotas.
+    pub enforce_cpu_limits: bool,
+    /// The quota's period in microseconds.
+    pub cpu_period_us: u64,
+}
+
+/// The cgroups of this node's pods.
+pub(crate) struct PodCgroups {
+    config: PodCgroupConfig,
+    hierarchy: Hierarchy,
+    hugepage_sizes: Vec<u64>,
+    /// CPU requests of burstable pods in thousandths of a core, by UID.
+    burstable: Mutex<HashMap<String, i64>>,
+}
+
+impl PodCgroups {
+    /// Finds out what the machine has, and warns once of what it lacks.
+    pub(crate) fn new(config: PodCgroupConfig, facts: &HostFacts) -> io::Result<Self> {
+        let root = PathBuf::from("/sys/fs/cgroup");
+        let hierarchy = if facts.cgroup_v2 {
+            Hierarchy::V2 { root }
+        } else {
+            Hierarchy::V1 { mounts: sys::cgroup_v1_mounts()? }
+        };
+        let cgroups = Self {
+            config,
+            hierarchy,
+            hugepage_sizes: facts.hugepage_sizes.clone(),
+            burstable: Mutex::default(),
+        };
+        cgroups.warn_of_missing_controllers();
+        Ok(cgroups)
+    }
+
+    fn warn_of_missing_controllers(&self) {
+        let present: Vec<String> = match &self.hierarchy {
+            Hierarchy::V1 { mounts } => mounts.iter().map(|(name, _)| name.clone()).collect(),
+            Hierarchy::V2 { root } => {
+                let list = std::fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+                list.split_whitespace().map(str::to_owned).collect()
+            }
+        };
+        for (controller, cure) in [
+            ("memory", "add cgroup_enable=memory cgroup_memory=1 to the kernel command line and reboot"),
+            ("cpu", "use a kernel with CONFIG_CGROUP_SCHED and CONFIG_FAIR_GROUP_SCHED"),
+            ("pids", "use a kernel with CONFIG_CGROUP_PIDS"),
+        ] {
+            if !present.iter().any(|name| name == controller) {
+                tracing::warn!(controller, cure, "cgroup controller missing; pods run without its limits");
+            }
+        }
+    }
+
+    fn name(&self, class: QosClass, uid: &str) -> GroupName {
+        GroupName::new(&self.config.root).child(KUBEPODS).tier(class).child(&format!("pod{uid}"))
+    }
+
+    /// The pod's group as the runtime is told (`cgroup_parent`).
+    pub(crate) fn parent(&self, pod: &Pod) -> String {
+        self.name(qos::qos_class(pod), &pod.metadata.uid).path(self.config.driver)
+    }
+
+    /// Makes the pod's group with its limits, and the groups above it.
+    pub(crate) fn ensure(&self, pod: &Pod) -> Result<(), CgroupError> {
+        let class = qos::qos_class(pod);
+        let top = GroupName::new(&self.config.root).child(KUBEPODS);
+        let tier = top.clone().tier(class);
+        self.make(&top)?;
+        if class != QosClass::Guaranteed {
+            self.make(&tier)?;
+            self.set_tier_shares(&tier, class, pod)?;
+        }
+        let limits = qos::pod_cgroup_limits(pod, self.config.enforce_cpu_limits, self.config.cpu_period_us);
+        let name = self.name(class, &pod.metadata.uid);
+        if !self.make(&name)? {
+            // Limits are set once, as a kubelet does; a pod's resources do not change while it lives.
+            return Ok(());
+        }
+        let settings = write::settings(&limits, self.config.pids_limit, &self.hugepage_sizes);
+        self.apply(&name, &settings)
+    }
+
+    fn set_tier_shares(&self, tier: &GroupName, class: QosClass, pod: &Pod) -> Result<(), CgroupError> {
+        let shares = if class == QosClass::Burstable {
+            let request = qos::pod_requests(pod, true).get("cpu").copied().unwrap_or(0);
+            let mut burstable = self.burstable.lock().unwrap_or_else(PoisonError::into_inner);
+            if burstable.insert(pod.metadata.uid.to_string(), request) == Some(request) {
+                return Ok(());
+            }
+            qos::milli_cpu_to_shares(burstable.values().fold(0, |sum, milli| sum.saturating_add(*milli)))
+        } else {
+            qos::MIN_SHARES
+        };
+        self.apply(tier, &[write::Setting::CpuShares(shares)])
+    }
+
+    /// The folders of a group, one per hierarchy.
+    fn dirs(&self, name: &GroupName) -> Vec<PathBuf> {
+        let path = name.path(self.config.driver);
+        let relative = path.trim_start_matches('/');
+        match &self.hierarchy {
+            Hierarchy::V2 { root } => vec![root.join(relative)],
+            Hierarchy::V1 { mounts } => {
+                let mut dirs: Vec<PathBuf> = mounts.iter().map(|(_, point)| point.join(relative)).collect();
+                dirs.sort();
+                dirs.dedup();
+                dirs
+            }
+        }
+    }
+
+    /// Makes a group; true if a part of it was not there yet.
+    fn make(&self, name: &GroupName) -> Result<bool, CgroupError> {
+        let path = name.path(self.config.driver);
+        let relative = Path::new(path.trim_start_matches('/'));
+        match &self.hierarchy {
+            Hierarchy::V2 { root } => write::make_v2(root, relative),
+            Hierarchy::V1 { mounts } => write::make_v1(mounts, relative),
+        }
+    }
+
+    fn apply(&self, name: &GroupName, settings: &[write::Setting]) -> Result<(), CgroupError> {
+        let path = name.path(self.config.driver);
+        let relative = Path::new(path.trim_start_matches('/'));
+        for setting in settings {
+            match &self.hierarchy {
+                Hierarchy::V2 { root } => setting.write_v2(&root.join(relative))?,
+                Hierarchy::V1 { mounts } => setting.write_v1(mounts, relative)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Kills what is left in the pod's groups and removes them, whatever class the pod had.
+    pub(crate) fn remove(&self, uid: &str) -> Vec<CgroupError> {
+        let classes = [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort];
+        let mut dirs: Vec<PathBuf> =
+            classes.iter().flat_map(|class| self.dirs(&self.name(*class, uid))).collect();
+        dirs.retain(|dir| dir.is_dir());
+        self.burstable.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        let deadline = Instant::now() + KILL_PATIENCE;
+        dirs.iter().filter_map(|dir| remove_tree(dir, deadline).err()).collect()
+    }
+}
+
+/// Kills the processes of a tree of groups and removes it, children first.
+fn remove_tree(dir: &Path, deadline: Instant) -> Result<(), CgroupError> {
+    loop {
+        let mut groups = Vec::new();
+        collect_groups(dir, &mut groups).map_err(CgroupError::io("list", dir))?;
+        kill_all(&groups)?;
+        let busy = groups.iter().find_map(|group| match std::fs::remove_dir(group) {
+            Ok(()) => None,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => Some((group, error)),
+        });
+        match busy {
+            None => return Ok(()),
+            Some((group, error)) if error.kind() != io::ErrorKind::ResourceBusy => {
+                return Err(CgroupError::io("remove", group)(error));
+            }
+            Some((group, _)) if Instant::now() >= deadline => {
+                return Err(CgroupError::Alive { path: group.clone() });
+            }
+            // Dying takes the kernel a moment, and nothing tells of its end on every kernel.
+            Some(_) => std::thread::sleep(KILL_STEP),
+        }
+    }
+}
+
+/// All groups at and below `dir`, children before parents.
+fn collect_groups(dir: &Path, groups: &mut Vec<PathBuf>) -> io::Result<()> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            collect_groups(&entry.path(), groups)?;
+        }
+    }
+    groups.push(dir.to_owned());
+    Ok(())
+}
+
+fn kill_all(groups: &[PathBuf]) -> Result<(), CgroupError> {
+    for group in groups {
+        let list = group.join("cgroup.procs");
+        let text = match std::fs::read_to_string(&list) {
+            Ok(text) => text,
+            // Gone, or (v2) a threaded group whose processes are listed above it.
+            Err(_) => continue,
+        };
+        for pid in text.lines().filter_map(|line| line.parse().ok()) {
+            sys::kill(pid).map_err(CgroupError::io("kill a process of", group))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,433 @@
+//! What a pod needs on the node besides its processes: folders, cgroup, volumes, files, and the CRI messages that
+//! describe its sandbox and containers.
+//!
+//! A pod's worker calls [`PodResources`]. Everything here is idempotent and safe against a kill at any point: what
+//! is there is kept, what is missing is made. Disk work runs on blocking threads, a few pods at a time; one gate
+//! per pod keeps the tail of a call whose caller has gone from overlapping the next call for the same pod.
+
+mod config;
+mod files;
+mod gates;
+mod mounts;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use coracle_cri::v1::{ContainerConfig, PodSandboxConfig};
+use tokio::sync::Semaphore;
+
+use crate::api::{Pod, Quantity};
+use crate::container_config::{self, ContainerConfigError, ContainerInputs, CpuPolicy, HostFacts};
+use crate::env::{self, EnvError, EnvInputs};
+use crate::events::{EventRecorder, EventType};
+use crate::objects::ObjectSource;
+use crate::pod_cgroup::{CgroupError, PodCgroups};
+use crate::resolv::{self, NodeDns};
+use crate::sandbox_config::{self, SandboxConfigError, SandboxInputs};
+use crate::volume::{self, Immutables, PodObjects, VolumeError, VolumeInputs, VolumeTeardownError};
+
+pub use crate::container_config::ImageRef;
+pub use config::PodResourcesConfig;
+use gates::Gates;
+pub use mounts::MountError;
+
+/// So many pods have disk work done at once; more only make each of them later on a small machine.
+const PODS_AT_ONCE: usize = 8;
+
+/// Why a pod's resources cannot be made ready; the text is an event's message.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// Its folders cannot be made.
+    #[error("error making pod data directories: {}: {source}", path.display())]
+    Directories {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Its cgroup cannot be made.
+    #[error("unable to ensure pod container exists: {}", Chain(.0))]
+    Cgroup(#[from] CgroupError),
+    /// A volume cannot be set up.
+    #[error("MountVolume.SetUp failed for volume {volume:?} : {}", Chain(source))]
+    Volume {
+        /// The volume's name.
+        volume: String,
+        /// Why not.
+        #[source]
+        source: VolumeError,
+    },
+    /// The work panicked or the runtime is shutting down.
+    #[error("setting up the pod was interrupted")]
+    Interrupted,
+}
+
+impl PrepareError {
+    /// The kubelet's event reason.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Directories { .. } => "FailedMakePodDataDirectories",
+            Self::Cgroup(_) => "FailedCreatePodContainer",
+            Self::Volume { .. } => "FailedMount",
+            Self::Interrupted => "FailedSync",
+        }
+    }
+}
+
+/// Why a sandbox or container cannot be described; the text is a container's waiting message.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The pod has no container of that name.
+    #[error("container {0:?} not found in pod")]
+    NoContainer(String),
+    /// The sandbox.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxConfigError),
+    /// The node's resolver settings.
+    #[error("could not open resolv conf file {}: {source}", path.display())]
+    ResolvConf {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The environment.
+    #[error(transparent)]
+    Env(#[from] EnvError),
+    /// The mounts.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// Everything else of the container.
+    #[error(transparent)]
+    Container(#[from] ContainerConfigError),
+    /// A file or folder of the pod.
+    #[error("{operation} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The work panicked or the runtime is shutting down.
+    #[error("describing the container was interrupted")]
+    Interrupted,
+}
+
+impl ConfigError {
+    /// The waiting reason of the container, or the event reason of the pod if it is about its sandbox.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Sandbox(_) | Self::ResolvConf { .. } => "FailedCreatePodSandBox",
+            _ => "CreateContainerConfigError",
+        }
+    }
+
+    fn io(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { operation, path, source }
+    }
+}
+
+/// Everything that stayed behind when a pod was taken away.
+#[derive(Debug, Default, thiserror::Error)]
+#[error("{}", self.text())]
+pub struct TeardownError {
+    /// Of its folder.
+    pub volumes: Vec<VolumeTeardownError>,
+    /// Of its cgroup.
+    pub cgroup: Vec<CgroupError>,
+    /// Whether the work itself was interrupted.
+    pub interrupted: bool,
+}
+
+impl TeardownError {
+    fn text(&self) -> String {
+        let volumes = self.volumes.iter().map(|error| Chain(error).to_string());
+        let mut parts: Vec<String> =
+            volumes.chain(self.cgroup.iter().map(|error| Chain(error).to_string())).collect();
+        if self.interrupted {
+            parts.push("the work was interrupted".to_owned());
+        }
+        format!("pod is not taken away whole: {}", parts.join("; "))
+    }
+}
+
+/// An error with its causes, for texts that people read without seeing the chain.
+struct Chain<'a>(&'a (dyn std::error::Error + 'static));
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+/// The resources of this node's pods. Clones share them.
+#[derive(Clone)]
+pub struct PodResources(Arc<Inner>);
+
+struct Inner {
+    config: PodResourcesConfig,
+    facts: HostFacts,
+    objects: Immutables,
+    events: EventRecorder,
+    cgroups: PodCgroups,
+    gates: Gates,
+    permits: Arc<Semaphore>,
+}
+
+impl PodResources {
+    /// Looks at the machine once. Fails if its mount table cannot be read.
+    pub fn new(
+        config: PodResourcesConfig,
+        objects: Arc<dyn ObjectSource>,
+        events: EventRecorder,
+    ) -> io::Result<Self> {
+        let facts = config::host_facts()?;
+        let cgroups = PodCgroups::new(config.cgroup(), &facts)?;
+        Ok(Self(Arc::new(Inner {
+            config,
+            facts,
+            objects: Immutables::new(objects),
+            events,
+            cgroups,
+            gates: Gates::default(),
+            permits: Arc::new(Semaphore::new(PODS_AT_ONCE)),
+        })))
+    }
+
+    /// Folders, cgroup, volumes. Idempotent; called on every sync before containers start, cheap when all is there.
+    pub async fn prepare(&self, pod: &Arc<Pod>) -> Result<(), PrepareError> {
+        let (inner, pod, uid) = (self.0.clone(), pod.clone(), pod.metadata.uid.clone());
+        self.blocking(&uid, move || inner.prepare(&pod)).await.unwrap_or(Err(PrepareError::Interrupted))
+    }
+
+    /// The sandbox as the runtime is asked for it. Reads the node's resolv.conf; records DNS warnings as events.
+    pub fn sandbox_config(&self, pod: &Pod, attempt: u32) -> Result<PodSandboxConfig, ConfigError> {
+        self.0.sandbox_config(pod, attempt)
+    }
+
+    /// A container as the runtime is asked for it, with its files and binds made.
+    ///
+    /// `attempt` is the restart count; `sandbox_ips` are the pod's addresses, primary first, empty on the host's
+    /// network.
+    pub async fn container_config(
+        &self,
+        pod: &Pod,
+        name: &str,
+        attempt: u32,
+        image: &ImageRef,
+        sandbox_ips: &[IpAddr],
+    ) -> Result<ContainerConfig, ConfigError> {
+        let (inner, pod, name, image) = (self.0.clone(), pod.clone(), name.to_owned(), image.clone());
+        let (ips, uid) = (sandbox_ips.to_vec(), pod.metadata.uid.clone());
+        let work = move || inner.container_config(&pod, &name, attempt, &image, ips);
+        self.blocking(&uid, work).await.unwrap_or(Err(ConfigError::Interrupted))
+    }
+
+    /// Renders the volumes of a running pod anew whose configMaps, secrets or fields changed.
+    pub async fn refresh(&self, pod: &Pod) -> Result<(), PrepareError> {
+        let (inner, pod) = (self.0.clone(), pod.clone());
+        let uid = pod.metadata.uid.clone();
+        self.blocking(&uid, move || inner.volumes(&pod)).await.unwrap_or(Err(PrepareError::Interrupted))
+    }
+
+    /// Unmounts and removes what the pod had, after its containers are gone. Idempotent; goes on after errors.
+    pub async fn teardown(&self, uid: &str) -> Result<(), TeardownError> {
+        let (inner, owned) = (self.0.clone(), uid.to_owned());
+        let interrupted = || Err(TeardownError { interrupted: true, ..TeardownError::default() });
+        self.blocking(uid, move || inner.teardown(&owned)).await.unwrap_or_else(interrupted)
+    }
+
+    /// UIDs of pods that have a folder on this node, for finding those that nobody wants any more.
+    pub fn pods_on_disk(&self) -> io::Result<Vec<String>> {
+        let entries = match std::fs::read_dir(self.0.config.pods_dir()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut uids = Vec::new();
+        for entry in entries {
+            uids.extend(entry?.file_name().into_string().ok());
+        }
+        Ok(uids)
+    }
+
+    /// Runs disk work of one pod; `None` if it panicked or the executor is going down.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        uid: &str,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let gate = self.0.gates.enter(uid).await;
+        let permit = self.0.permits.clone().acquire_owned().await.ok()?;
+        let task = tokio::task::spawn_blocking(move || {
+            // Held by the work and not by its caller, who may be dropped before the work is done.
+            let _held = (gate, permit);
+            work()
+        });
+        task.await.ok()
+    }
+}
+
+impl std::fmt::Debug for PodResources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PodResources").field("root_dir", &self.0.config.root_dir).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn pod_dir(&self, uid: &str) -> PathBuf {
+        self.config.pods_dir().join(uid)
+    }
+
+    fn cpu(&self) -> CpuPolicy {
+        CpuPolicy { enforce_quota: self.config.cpu_cfs_quota, period_us: self.config.cpu_cfs_quota_period_us }
+    }
+
+    fn prepare(&self, pod: &Pod) -> Result<(), PrepareError> {
+        let pod_dir = self.pod_dir(&pod.metadata.uid);
+        files::make_pod_dirs(&pod_dir, &self.log_dir(pod))
+            .map_err(|(path, source)| PrepareError::Directories { path, source })?;
+        self.cgroups.ensure(pod)?;
+        self.volumes(pod)
+    }
+
+    fn log_dir(&self, pod: &Pod) -> PathBuf {
+        sandbox_config::pod_log_dir(&self.config.log_root, pod)
+    }
+
+    fn objects(&self, pod: &Pod) -> PodObjects<'_> {
+        self.objects.for_pod(pod.metadata.uid.clone())
+    }
+
+    fn volumes(&self, pod: &Pod) -> Result<(), PrepareError> {
+        let pod_dir = self.pod_dir(&pod.metadata.uid);
+        let objects = self.objects(pod);
+        let inputs = VolumeInputs {
+            pod_dir: &pod_dir,
+            objects: &objects,
+            allocatable: &self.config.allocatable,
+            memory: self.allocatable_memory(),
+        };
+        // All of them are tried, so that one that waits for its source does not keep others from it.
+        let mut first_error = None;
+        for volume in &pod.spec.volumes {
+            if let Err(source) = volume::set_up(pod, volume, &inputs) {
+                let error = PrepareError::Volume { volume: volume.name.clone(), source };
+                first_error.get_or_insert(error);
+            }
+        }
+        first_error.map_or(Ok(()), Err)
+    }
+
+    fn allocatable_memory(&self) -> i64 {
+        self.config.allocatable.get("memory").map_or(self.facts.memory_capacity, Quantity::value)
+    }
+
+    fn sandbox_config(&self, pod: &Pod, attempt: u32) -> Result<PodSandboxConfig, ConfigError> {
+        let host = match &self.config.resolv_conf {
+            None => None,
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|source| ConfigError::ResolvConf { path: path.clone(), source })?;
+                Some(resolv::parse_resolv_conf(&text))
+            }
+        };
+        let node = NodeDns {
+            host,
+            cluster_dns: &self.config.cluster_dns,
+            cluster_domain: &self.config.cluster_domain,
+            node_ips: &self.config.node_ips,
+        };
+        let (dns, warnings) = resolv::pod_dns(pod, &node);
+        for warning in warnings {
+            self.events.pod(pod, None, EventType::Warning, warning.reason, warning.message);
+        }
+        let inputs = SandboxInputs {
+            attempt,
+            dns,
+            log_root: &self.config.log_root,
+            cluster_domain: &self.config.cluster_domain,
+            cgroup_parent: self.cgroups.parent(pod),
+            cpu: self.cpu(),
+        };
+        Ok(sandbox_config::pod_sandbox_config(pod, inputs)?)
+    }
+
+    fn container_config(
+        &self,
+        pod: &Pod,
+        name: &str,
+        attempt: u32,
+        image: &ImageRef,
+        sandbox_ips: Vec<IpAddr>,
+    ) -> Result<ContainerConfig, ConfigError> {
+        let container = pod.container(name).ok_or_else(|| ConfigError::NoContainer(name.to_owned()))?;
+        let pod_dir = self.pod_dir(&pod.metadata.uid);
+        let mut pod_ips = if pod.spec.host_network { self.config.node_ips.clone() } else { sandbox_ips };
+        config::prefer_family_of_node(&mut pod_ips, &self.config.node_ips);
+        let env = env::environment(
+            pod,
+            container,
+            &EnvInputs {
+                objects: &self.objects(pod),
+                pod_ips: &pod_ips,
+                host_ips: &self.config.node_ips,
+                allocatable: &self.config.allocatable,
+                read_file_key: &|selector| volume::read_file_key(pod, &pod_dir, selector),
+            },
+        )?;
+        let supports_rro = self.config.recursive_read_only;
+        let mut mounts = mounts::volume_mounts(pod, container, &pod_dir, &env, supports_rro)?;
+        if !container.volume_mounts.iter().any(|mount| mount.mount_path == files::ETC_HOSTS) {
+            let domain = &self.config.cluster_domain;
+            mounts.extend(files::etc_hosts(pod, &pod_dir, &pod_ips, domain, &self.config.hosts_file)?);
+        }
+        mounts.extend(files::termination_log(container, &pod_dir, attempt)?);
+        let log_dir = self.log_dir(pod).join(name);
+        files::make_dir(&log_dir, 0o755)
+            .map_err(ConfigError::io("create container log directory", &log_dir))?;
+        let seccomp_root = self.config.root_dir.join("seccomp");
+        let inputs = ContainerInputs {
+            attempt,
+            image,
+            env,
+            mounts,
+            devices: mounts::devices(container)?,
+            facts: &self.facts,
+            cpu: self.cpu(),
+            seccomp_default: self.config.seccomp_default,
+            seccomp_root: &seccomp_root.to_string_lossy(),
+        };
+        Ok(container_config::container_config(pod, container, inputs)?)
+    }
+
+    fn teardown(&self, uid: &str) -> Result<(), TeardownError> {
+        let cgroup = self.cgroups.remove(uid);
+        let volumes = volume::tear_down(&self.pod_dir(uid));
+        self.objects.release(uid);
+        if cgroup.is_empty() && volumes.is_empty() {
+            return Ok(());
+        }
+        Err(TeardownError { volumes, cgroup, interrupted: false })
+    }
+}
+
+/// What a node can give to pods, by resource name.
+pub type Allocatable = BTreeMap<String, Quantity>;
+
+#[cfg(test)]
+mod tests;
