@@ -1,0 +1,223 @@
+//! The entry of this crate: pods that should run in, their statuses and events out.
+//!
+//! A program starts one [`Kubelet`] on a runtime. It owns the dispatcher (which owns the workers) and the
+//! publisher of statuses; dropping it stops both and leaves the pods as they are.
+
+mod adapters;
+mod publisher;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_cri::v1::VersionRequest;
+use coracle_cri::{ImageService, RuntimeService, Status};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use crate::api::{Pod, PodStatus};
+use crate::clock::Clock;
+use crate::dispatcher::{self, Command, Dispatcher};
+use crate::events::EventRecorder;
+use crate::objects::ObjectSource;
+use crate::pod::edges::{Images, Node, Resources};
+use crate::pod::status::NodeFacts;
+use crate::resources::{PodResources, PodResourcesConfig};
+use crate::source::PodSet;
+
+pub use crate::pod::rpc::Deadlines;
+
+/// What a kubelet is like.
+#[derive(Clone, Debug)]
+pub struct KubeletConfig {
+    /// The node's addresses, primary first; pods on its network have them.
+    pub node_ips: Vec<IpAddr>,
+    /// Folders, cgroups, volumes and DNS of pods.
+    pub resources: PodResourcesConfig,
+    /// How many sandboxes and containers are made at once.
+    pub max_parallel_starts: usize,
+    /// Folder of the links to container logs (`/var/log/containers`), none for no links.
+    pub log_links: Option<PathBuf>,
+    /// How long the runtime may take.
+    pub deadlines: Deadlines,
+    /// How many distinct events are remembered.
+    pub events: usize,
+    /// What tells the time.
+    pub clock: Clock,
+}
+
+impl KubeletConfig {
+    /// The kubelet's defaults, with the pods' folders as `resources` has them.
+    pub fn new(resources: PodResourcesConfig) -> Self {
+        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        Self {
+            node_ips: resources.node_ips.clone(),
+            resources,
+            max_parallel_starts: cores * 4,
+            log_links: Some(PathBuf::from("/var/log/containers")),
+            deadlines: Deadlines::default(),
+            events: 1000,
+            clock: Clock::system(),
+        }
+    }
+}
+
+/// Why a kubelet does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The runtime does not answer.
+    #[error("the container runtime does not answer")]
+    Runtime(#[source] Status),
+    /// The machine cannot be read.
+    #[error("cannot look at this machine's cgroups and mounts")]
+    Machine(#[source] std::io::Error),
+    /// A folder cannot be made.
+    #[error("cannot make folder {}", path.display())]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// The pods did not end in the time given.
+#[derive(Debug, thiserror::Error)]
+#[error("{left} pods have not ended within {limit:?}")]
+pub struct StopError {
+    /// How many are left.
+    pub left: usize,
+    /// The time they had.
+    pub limit: Duration,
+}
+
+/// A pod and what this node observed of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PodView {
+    /// As it was desired last.
+    pub pod: Arc<Pod>,
+    /// As it is.
+    pub status: Arc<PodStatus>,
+}
+
+/// Pods and their statuses, by UID.
+pub type PodViews = Arc<BTreeMap<Arc<str>, PodView>>;
+
+/// Runs the pods of a node.
+#[derive(Debug)]
+pub struct Kubelet {
+    statuses: watch::Receiver<PodViews>,
+    events: EventRecorder,
+    commands: mpsc::Sender<Command>,
+    /// Dispatcher and publisher end with the kubelet.
+    _tasks: JoinSet<()>,
+}
+
+impl Kubelet {
+    /// Starts on a runtime. `pods` holds the pods that should run, complete from the start: what the runtime has
+    /// and `pods` has not is removed.
+    pub async fn start(
+        config: KubeletConfig,
+        runtime: Arc<dyn RuntimeService>,
+        images: Arc<dyn ImageService>,
+        pods: watch::Receiver<PodSet>,
+        objects: Arc<dyn ObjectSource>,
+    ) -> Result<Self, StartError> {
+        let events = EventRecorder::new(config.clock.clone(), config.events);
+        let changes = objects.changes();
+        let resources = PodResources::new(config.resources.clone(), objects, events.clone());
+        let resources = resources.map_err(StartError::Machine)?;
+        if let Some(path) = &config.log_links {
+            let made = tokio::fs::create_dir_all(path).await;
+            made.map_err(|source| StartError::Folder { path: path.clone(), source })?;
+        }
+        let images = adapters::pulling(images, events.clone());
+        let parts = Parts { events, resources: Arc::new(resources), images, changes };
+        Self::assemble(config, runtime, pods, parts).await
+    }
+
+    async fn assemble(
+        config: KubeletConfig,
+        runtime: Arc<dyn RuntimeService>,
+        pods: watch::Receiver<PodSet>,
+        parts: Parts,
+    ) -> Result<Self, StartError> {
+        let call = runtime.version(VersionRequest { version: "0.1.0".to_owned() });
+        let version = crate::pod::rpc::bounded("Version", config.deadlines.query, call).await;
+        let facts = NodeFacts {
+            runtime_name: version.map_err(StartError::Runtime)?.runtime_name,
+            host_ips: config.node_ips.iter().map(IpAddr::to_string).collect(),
+        };
+        let node = Arc::new(Node {
+            runtime,
+            resources: parts.resources,
+            images: parts.images,
+            events: parts.events.clone(),
+            started: config.clock.now().boot,
+            clock: config.clock,
+            facts,
+            deadlines: config.deadlines,
+            starts: Semaphore::new(config.max_parallel_starts.max(1)),
+            log_links: config.log_links,
+        });
+        let (commands, receiver) = mpsc::channel(8);
+        let (reports, incoming) = mpsc::unbounded_channel();
+        let (publish, statuses) = watch::channel(PodViews::default());
+        let dispatcher = Dispatcher::new(dispatcher::Inputs {
+            node,
+            pods,
+            objects: parts.changes,
+            reports,
+            commands: receiver,
+        });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(dispatcher.run());
+        tasks.spawn(publisher::run(incoming, publish));
+        Ok(Self { statuses, events: parts.events, commands, _tasks: tasks })
+    }
+
+    /// The statuses of all pods that this node has, as they change.
+    ///
+    /// A snapshot that is held makes the next change copy the map (of pointers), so let go of it.
+    pub fn statuses(&self) -> watch::Receiver<PodViews> {
+        self.statuses.clone()
+    }
+
+    /// The node's and the pods' events.
+    pub fn events(&self) -> &EventRecorder {
+        &self.events
+    }
+
+    /// Stops working and leaves the pods as they are; bounded by some seconds.
+    pub async fn drain(self) {
+        let (done, drained) = oneshot::channel();
+        if self.commands.send(Command::Drain { done }).await.is_ok() {
+            // A dispatcher that is gone has drained.
+            let _ = drained.await;
+        }
+    }
+
+    /// Ends all pods, each within its grace period or `grace` seconds if that is less, and removes them. No pod
+    /// is started any more.
+    pub async fn stop_pods(&self, grace: Option<i64>, limit: Duration) -> Result<(), StopError> {
+        let (done, stopped) = oneshot::channel();
+        if self.commands.send(Command::StopPods { grace, done }).await.is_err() {
+            return Ok(());
+        }
+        match tokio::time::timeout(limit, stopped).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(StopError { left: self.statuses.borrow().len(), limit }),
+        }
+    }
+}
+
+/// The parts that tests replace.
+struct Parts {
+    events: EventRecorder,
+    resources: Arc<dyn Resources>,
+    images: Arc<dyn Images>,
+    changes: watch::Receiver<u64>,
+}

@@ -1,0 +1,82 @@
+//! What a pod's worker needs from the node besides the runtime, as traits in its own terms.
+//!
+//! Implemented by adapters over [`crate::resources`] and the image puller in `kubelet.rs`, and by small
+//! stand-ins in this module's tests. Implementations are shared by all workers.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use coracle_cri::v1::{ContainerConfig, PodSandboxConfig};
+
+use crate::api::{Container, Pod};
+use crate::clock::Clock;
+use crate::container_config::ImageRef;
+use crate::events::EventRecorder;
+use crate::pod::rpc::Deadlines;
+use crate::pod::status::NodeFacts;
+
+/// A step that failed: the kubelet's reason and what a person reads.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct StepError {
+    /// An event reason, or the waiting reason of a container.
+    pub(crate) reason: String,
+    pub(crate) message: String,
+}
+
+/// Folders, cgroup, volumes and configurations of pods.
+#[async_trait]
+pub(crate) trait Resources: Send + Sync {
+    /// Makes what the containers of a pod need. Idempotent.
+    async fn prepare(&self, pod: &Arc<Pod>) -> Result<(), StepError>;
+
+    /// The sandbox as the runtime is asked for it.
+    fn sandbox_config(&self, pod: &Pod, attempt: u32) -> Result<PodSandboxConfig, StepError>;
+
+    /// A container as the runtime is asked for it; `attempt` is its restart count.
+    async fn container_config(
+        &self,
+        pod: &Pod,
+        name: &str,
+        attempt: u32,
+        image: &ImageRef,
+        ips: &[IpAddr],
+    ) -> Result<ContainerConfig, StepError>;
+
+    /// Renders the volumes of a running pod anew whose sources changed.
+    async fn refresh(&self, pod: &Pod) -> Result<(), StepError>;
+
+    /// Takes away what `prepare` made, and what it may have left half made. Idempotent.
+    async fn teardown(&self, uid: &str) -> Result<(), StepError>;
+}
+
+/// Images of containers.
+#[async_trait]
+pub(crate) trait Images: Send + Sync {
+    /// The image of a container, pulled if its policy says so. Records its own events; the error's reason
+    /// is the container's waiting reason (`ErrImagePull`, `ImagePullBackOff`, …).
+    async fn ensure(
+        &self,
+        pod: &Arc<Pod>,
+        container: &Container,
+        sandbox: &PodSandboxConfig,
+    ) -> Result<ImageRef, StepError>;
+}
+
+/// What all workers share.
+pub(crate) struct Node {
+    pub(crate) runtime: Arc<dyn coracle_cri::RuntimeService>,
+    pub(crate) resources: Arc<dyn Resources>,
+    pub(crate) images: Arc<dyn Images>,
+    pub(crate) events: EventRecorder,
+    pub(crate) clock: Clock,
+    pub(crate) facts: NodeFacts,
+    pub(crate) deadlines: Deadlines,
+    /// How many sandboxes and containers are made at once: more only makes each of them later.
+    pub(crate) starts: tokio::sync::Semaphore,
+    /// Folder of the links to container logs, `/var/log/containers`.
+    pub(crate) log_links: Option<std::path::PathBuf>,
+    /// When this agent started, since boot: probes of pods that ran before are spread out.
+    pub(crate) started: std::time::Duration,
+}
