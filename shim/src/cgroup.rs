@@ -153,6 +153,37 @@ impl Cgroup {
     }
 }
 
+/// A cgroup that was not there before its container: what is in it came with the container.
+#[derive(Debug)]
+pub(crate) struct Fresh(Vec<PathBuf>);
+
+impl Fresh {
+    /// The cgroup at `path` of every hierarchy; `None` when it is there already or is systemd's to name and remove.
+    pub(crate) fn unless_there(path: &str) -> Option<Self> {
+        let below = path.strip_prefix('/').filter(|below| !below.is_empty() && !below.contains(".."))?;
+        let own = own_cgroups();
+        let mounts = own.lines().filter_map(Line::parse).filter_map(|line| line.mount());
+        let folders: Vec<PathBuf> = mounts.map(|mount| mount.join(below)).collect();
+        (!folders.iter().any(|folder| folder.exists())).then_some(Self(folders))
+    }
+
+    /// Ends everything in it.
+    pub(crate) fn kill(&self) {
+        let mut pids = Vec::new();
+        self.0.iter().for_each(|folder| collect_pids(folder, &mut pids));
+        for pid in pids {
+            drop(sys::kill(pid, libc::SIGKILL));
+        }
+    }
+
+    /// Removes it; what is still busy stays for who removes the pod's.
+    pub(crate) fn remove(&self) {
+        for folder in &self.0 {
+            drop(fs::remove_dir(folder));
+        }
+    }
+}
+
 /// The hierarchy that holds the container apart from the shim; a shared one must never be killed.
 fn processes_folder(text: &str, own: &str) -> Option<PathBuf> {
     let lines = || text.lines().filter_map(Line::parse);

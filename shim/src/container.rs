@@ -13,7 +13,8 @@ use std::path::PathBuf;
 
 use coracle_shim::protocol::task;
 
-use crate::cgroup::Cgroup;
+use crate::bundle::Facts;
+use crate::cgroup::{Cgroup, Fresh};
 use crate::connection::ReplyTo;
 use crate::exit_record::Exit;
 use crate::requests::Call;
@@ -109,13 +110,14 @@ pub(crate) struct Container {
     /// A deletion that waits for the end of the first process.
     pub(crate) after_exit: Option<Call>,
     pub(crate) cgroup: Option<Cgroup>,
-    /// Whether the kernel ends all its processes with its first.
-    pub(crate) own_pid_namespace: bool,
+    pub(crate) facts: Facts,
+    /// The container's cgroup, if its creation is what makes it.
+    pub(crate) fresh_cgroup: Option<Fresh>,
     pub(crate) oom: bool,
 }
 
 impl Container {
-    pub(crate) fn new(id: String, bundle: PathBuf, own_pid_namespace: bool, addresses: Addresses) -> Self {
+    pub(crate) fn new(id: String, bundle: PathBuf, facts: Facts, addresses: Addresses) -> Self {
         Self {
             id,
             bundle,
@@ -125,7 +127,8 @@ impl Container {
             queue: VecDeque::new(),
             after_exit: None,
             cgroup: None,
-            own_pid_namespace,
+            facts,
+            fresh_cgroup: None,
             oom: false,
         }
     }

@@ -6,128 +6,28 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use coracle_shim::protocol::{Code, EXIT_RECORD, Empty, Status, task};
 
-use crate::cgroup::Cgroup;
+use crate::bundle;
+use crate::cgroup::{self, Cgroup};
 use crate::connection::ReplyTo;
 use crate::container::{Container, Phase};
 use crate::exit_record::Exit;
-use crate::maker::{self, MakerCall, Running};
-use crate::requests::{Call, Operation, no_exec};
+use crate::job::{ConsoleSocket, Job, Step, failed, words, write_private};
+use crate::maker::{self, MakerCall};
+use crate::requests::{Call, Operation};
 use crate::server::Shim;
 use crate::stdio::{Addresses, MakerEnds, Streams};
 use crate::sys;
 
-/// A maker that runs, and what its end continues.
-#[derive(Debug)]
-pub(crate) struct Job {
-    running: Running,
-    container: String,
-    step: Step,
-    reply: Option<ReplyTo>,
-    /// When the caller stops waiting: the maker is killed then.
-    deadline: Option<u64>,
-    killed: bool,
-    /// The call's own files, removed at its end.
-    files: Vec<PathBuf>,
-}
-
-#[derive(Debug)]
-enum Step {
-    Create {
-        pid_file: PathBuf,
-        console: Option<ConsoleSocket>,
-    },
-    /// Removes what a failed creation left; then the caller hears of the failure.
-    Undo {
-        failure: Status,
-    },
-    Start,
-    StartExec {
-        exec_id: String,
-        pid_file: PathBuf,
-        console: Option<ConsoleSocket>,
-    },
-    Delete,
-    Pause,
-    Resume,
-    Update,
-}
-
-impl Job {
-    pub(crate) fn pid(&self) -> i32 {
-        self.running.pid
-    }
-
-    /// Whether its end will name a process that may have ended before.
-    pub(crate) fn makes_process(&self) -> bool {
-        matches!(self.step, Step::Create { .. } | Step::StartExec { .. })
-    }
-
-    pub(crate) fn next_deadline(&self) -> Option<u64> {
-        self.deadline.filter(|_| !self.killed)
-    }
-
-    /// Kills the maker when nobody waits for it any more; its end is handled as usual.
-    pub(crate) fn kill_if_late(&mut self, now: u64) {
-        if self.next_deadline().is_some_and(|deadline| deadline <= now) {
-            self.killed = true;
-            drop(sys::kill(self.running.pid, libc::SIGKILL));
-        }
-    }
-}
-
-/// Where the maker sends a terminal to.
-#[derive(Debug)]
-struct ConsoleSocket {
-    listener: UnixListener,
-    /// Its folder, held open: a path through this descriptor is short however long the folder's own is.
-    folder: File,
-    name: String,
-    path: PathBuf,
-}
-
-impl ConsoleSocket {
-    fn bind(path: PathBuf) -> io::Result<Self> {
-        let (folder, name) = (path.parent().unwrap_or(Path::new("/")), path.file_name().unwrap_or_default());
-        let (folder, name) = (File::open(folder)?, name.to_string_lossy().into_owned());
-        let listener = UnixListener::bind(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd()))?;
-        listener.set_nonblocking(true)?;
-        Ok(Self { listener, folder, name, path })
-    }
-
-    /// A path that the maker, another process, reaches it by.
-    fn argument(&self) -> OsString {
-        format!("/proc/{}/fd/{}/{}", std::process::id(), self.folder.as_raw_fd(), self.name).into()
-    }
-
-    fn receive(&self) -> io::Result<File> {
-        let (stream, _) = self.listener.accept()?;
-        sys::receive_descriptor(&stream)
-    }
-}
-
-impl Drop for ConsoleSocket {
-    fn drop(&mut self) {
-        drop(fs::remove_file(&self.path));
-    }
-}
-
-fn words<const N: usize>(words: [&str; N]) -> Vec<OsString> {
-    words.into_iter().map(OsString::from).collect()
-}
-
-fn failed(code: Code, what: &str, error: &dyn std::error::Error) -> Status {
-    Status::new(code, format!("{what}: {}", crate::Chain(error)))
-}
+/// How long the maker may take to remove what its failed creation left.
+const UNDO_MS: u64 = 30_000;
 
 impl Shim {
     /// Starts a maker for a container that exists, and marks the container busy when `ordered`.
-    fn start_job(
+    pub(crate) fn start_job(
         &mut self,
         id: &str,
         step: Step,
@@ -189,20 +89,21 @@ impl Shim {
             .map_err(|error| failed(Code::InvalidArgument, "cannot open the container's streams", &error))?;
         // A record of an earlier container in this bundle must not be taken for this one's.
         drop(fs::remove_file(bundle.join(EXIT_RECORD)));
-        let own_pid_namespace = maker::has_own_pid_namespace(&bundle);
+        let facts = bundle::read(&bundle);
         let pid_file = bundle.join("init.pid");
         drop(fs::remove_file(&pid_file));
         let mut arguments = words(["create", "--bundle"]);
         arguments.extend([bundle.clone().into(), "--pid-file".into(), pid_file.clone().into()]);
         let console = self.bind_console(terminal, &bundle, &mut arguments)?;
         arguments.push(id.clone().into());
-        let mut container = Container::new(id.clone(), bundle, own_pid_namespace, addresses);
+        let mut container = Container::new(id.clone(), bundle, facts, addresses);
         container.init.streams = streams;
+        container.fresh_cgroup = cgroup::Fresh::unless_there(&container.facts.cgroups_path);
         self.containers.push(container);
         self.start_job(&id, Step::Create { pid_file, console }, arguments, ends, (Some(reply), deadline))
     }
 
-    fn bind_console(
+    pub(crate) fn bind_console(
         &mut self,
         terminal: bool,
         bundle: &Path,
@@ -236,69 +137,6 @@ impl Shim {
             return Ok(());
         }
         Err(Status::new(Code::FailedPrecondition, format!("container {id} is {:?}", init.state())))
-    }
-
-    /// Starts an exec that was announced.
-    pub(crate) fn start_exec(
-        &mut self,
-        reply: ReplyTo,
-        deadline: Option<u64>,
-        request: &task::StartRequest,
-    ) -> Result<(), Status> {
-        let task::StartRequest { id, exec_id } = request;
-        let process_file = {
-            let container = self.container(id)?;
-            let bundle = container.bundle.clone();
-            let phase = container.init.phase;
-            let exec = container.process(exec_id).ok_or_else(|| no_exec(id, exec_id))?;
-            if exec.phase != Phase::Announced || phase != Phase::Running {
-                let message = format!("exec {exec_id} is {:?}, its container {phase:?}", exec.state());
-                return Err(Status::new(Code::FailedPrecondition, message));
-            }
-            self.maker.fresh_path(&bundle, "json")
-        };
-        let bundle = self.container(id)?.bundle.clone();
-        let exec = self.container(id)?.process_mut(exec_id).ok_or_else(|| no_exec(id, exec_id))?;
-        let (streams, ends) = Streams::open(&exec.addresses)
-            .map_err(|error| failed(Code::InvalidArgument, "cannot open the exec's streams", &error))?;
-        let terminal = exec.addresses.terminal;
-        write_private(&process_file, &exec.spec)
-            .map_err(|error| failed(Code::Internal, "cannot write the exec's process", &error))?;
-        exec.streams = streams;
-        exec.phase = Phase::Making;
-        let pid_file = process_file.with_extension("pid");
-        let mut arguments = words(["exec", "--process"]);
-        arguments.extend([process_file.clone().into(), "--pid-file".into(), pid_file.clone().into()]);
-        arguments.push("--detach".into());
-        let started = self.bind_console(terminal, &bundle, &mut arguments).and_then(|console| {
-            arguments.push(id.into());
-            let step = Step::StartExec { exec_id: exec_id.clone(), pid_file: pid_file.clone(), console };
-            self.start_job(id, step, arguments, ends, (Some(reply), deadline))
-        });
-        match started {
-            Ok(()) => {
-                if let Some(job) = self.jobs.last_mut() {
-                    job.files.extend([process_file, pid_file]);
-                }
-                Ok(())
-            }
-            Err(status) => {
-                drop(fs::remove_file(process_file));
-                self.exec_failed(id, exec_id);
-                Err(status)
-            }
-        }
-    }
-
-    /// The exec is as if nobody had started it; who waited for its end hears so.
-    fn exec_failed(&mut self, id: &str, exec_id: &str) {
-        let Ok(container) = self.container(id) else { return };
-        let Some(exec) = container.process_mut(exec_id) else { return };
-        exec.phase = Phase::Announced;
-        exec.streams = Streams::default();
-        for waiter in std::mem::take(&mut exec.waiters) {
-            self.refuse(waiter, Code::FailedPrecondition, format!("exec {exec_id} did not start"));
-        }
     }
 
     /// Removes a container that does not run. One that was never started is ended first.
@@ -383,7 +221,14 @@ impl Shim {
         }
         match step {
             Step::Create { pid_file, console } => self.finish_create(&id, reply, result, &pid_file, console),
-            Step::Undo { failure } => self.forget(&id, reply, failure),
+            Step::Undo { failure } => {
+                if let Some(cgroup) =
+                    self.container(&id).ok().and_then(|container| container.fresh_cgroup.take())
+                {
+                    cgroup.remove();
+                }
+                self.forget(&id, reply, failure);
+            }
             Step::StartExec { exec_id, pid_file, console } => {
                 self.finish_exec(&id, &exec_id, reply, result, &pid_file, console);
             }
@@ -421,7 +266,7 @@ impl Shim {
         }
     }
 
-    fn conclude(
+    pub(crate) fn conclude(
         &mut self,
         reply: Option<ReplyTo>,
         command: &str,
@@ -466,7 +311,7 @@ impl Shim {
     }
 
     /// Takes over the terminal that the maker sent, if there is one.
-    fn take_console(
+    pub(crate) fn take_console(
         &mut self,
         id: &str,
         exec_id: &str,
@@ -483,7 +328,7 @@ impl Shim {
     }
 
     /// A process may have ended before its maker told its pid.
-    fn take_early_exit(&mut self, id: &str, exec_id: &str, pid: i32) {
+    pub(crate) fn take_early_exit(&mut self, id: &str, exec_id: &str, pid: i32) {
         if let Some(at) = self.early_exits.iter().position(|(early, _)| *early == pid) {
             let (_, exit): (i32, Exit) = self.early_exits.swap_remove(at);
             self.process_ended(id, exec_id, exit);
@@ -493,6 +338,10 @@ impl Shim {
     /// Has the maker remove what its failed creation left, and then tells the caller.
     fn undo_create(&mut self, id: &str, reply: Option<ReplyTo>, code: Code, message: &str) {
         let Ok(container) = self.container(id) else { return };
+        if let Some(cgroup) = &container.fresh_cgroup {
+            // A maker that was killed has told nobody what it made.
+            cgroup.kill();
+        }
         let complaint = container.init.streams.take_complaint();
         let message = match message {
             _ if complaint.is_empty() || complaint.contains(message) || !message.contains("said nothing") => {
@@ -503,53 +352,11 @@ impl Shim {
         let failure = Status::new(code, format!("OCI runtime create failed: {message}"));
         let arguments = words(["delete", "--force", id]);
         let step = Step::Undo { failure: failure.clone() };
-        if self.start_job(id, step, arguments, MakerEnds::default(), (reply, None)).is_err() {
+        if self
+            .start_job(id, step, arguments, MakerEnds::default(), (reply, Some(sys::boot_ms() + UNDO_MS)))
+            .is_err()
+        {
             self.forget(id, reply, failure);
-        }
-    }
-
-    fn finish_exec(
-        &mut self,
-        id: &str,
-        exec_id: &str,
-        reply: Option<ReplyTo>,
-        result: Result<(), (Code, String)>,
-        pid_file: &Path,
-        console: Option<ConsoleSocket>,
-    ) {
-        let pid = result.and_then(|()| {
-            self.take_console(id, exec_id, console)?;
-            maker::read_pid(pid_file)
-                .map_err(|error| (Code::Unknown, format!("no pid from the maker: {error}")))
-        });
-        let known = self.container(id).is_ok_and(|container| container.process(exec_id).is_some());
-        match pid {
-            Ok(pid) if known => {
-                if let Some(exec) =
-                    self.container(id).ok().and_then(|container| container.process_mut(exec_id))
-                {
-                    exec.pid = pid;
-                    exec.phase = Phase::Running;
-                    exec.spec = Vec::new();
-                }
-                self.start_streams(id, exec_id);
-                // The answer comes before that of a Wait, should the process have ended already.
-                self.conclude(reply, "exec", Ok(task::StartResponse { pid: pid.unsigned_abs() }));
-                self.take_early_exit(id, exec_id, pid);
-            }
-            Ok(pid) => {
-                // The container was deleted meanwhile; nobody can reach this process any more.
-                drop(sys::kill(pid, libc::SIGKILL));
-                self.conclude(
-                    reply,
-                    "exec",
-                    Err::<Empty, _>((Code::NotFound, format!("container {id} is gone"))),
-                );
-            }
-            Err(error) => {
-                self.exec_failed(id, exec_id);
-                self.conclude(reply, "exec", Err::<Empty, _>(error));
-            }
         }
     }
 
@@ -561,7 +368,6 @@ impl Shim {
             }
             _ => {
                 let Ok(container) = self.container(id) else { return };
-                container.init.streams.finish();
                 let (pid, exit) = (container.init.pid.unsigned_abs(), container.init.exit());
                 let response = task::DeleteResponse {
                     pid,
@@ -583,18 +389,10 @@ impl Shim {
         let waiters = container.processes_mut().flat_map(|process| std::mem::take(&mut process.waiters));
         let everyone: Vec<ReplyTo> = waiters.chain(queued).chain(reply).collect();
         for process in container.processes_mut() {
-            process.streams.finish();
+            self.wind_up(std::mem::take(&mut process.streams));
         }
         for to in everyone {
             self.reply(to, Err(status.clone()));
         }
-        self.accept_again();
     }
-}
-
-/// Writes a file that only root may read: environments hold secrets.
-fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    File::options().write(true).create_new(true).mode(0o600).open(path)?.write_all(bytes)
 }

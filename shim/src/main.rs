@@ -4,14 +4,18 @@
 //! namespace. One thread, one loop, see `server`. Memory is its measure: it is there once per pod.
 
 mod args;
+mod bundle;
 mod cgroup;
 mod connection;
 mod container;
 mod cri_log;
+mod execs;
 mod exit_record;
 mod hold;
+mod job;
 mod lifecycle;
 mod maker;
+mod pump;
 mod requests;
 mod serve;
 mod server;

@@ -154,35 +154,6 @@ pub(crate) fn read_pid(file: &Path) -> io::Result<i32> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{text:?} is not a pid")))
 }
 
-#[derive(Deserialize)]
-struct Config {
-    linux: Option<Linux>,
-}
-
-#[derive(Deserialize)]
-struct Linux {
-    #[serde(default)]
-    namespaces: Vec<Namespace>,
-}
-
-#[derive(Deserialize)]
-struct Namespace {
-    #[serde(rename = "type")]
-    kind: String,
-    path: Option<String>,
-}
-
-/// Whether the bundle's container has a PID namespace of its own, so that the kernel ends its processes with its
-/// first. A config.json that is not understood is the maker's to refuse.
-pub(crate) fn has_own_pid_namespace(bundle: &Path) -> bool {
-    let text = fs::read(bundle.join("config.json")).unwrap_or_default();
-    let config: Option<Config> = serde_json::from_slice(&text).ok();
-    let namespaces = config.and_then(|config| config.linux).map(|linux| linux.namespaces).unwrap_or_default();
-    namespaces
-        .iter()
-        .any(|namespace| namespace.kind == "pid" && namespace.path.as_deref().unwrap_or("").is_empty())
-}
-
 /// A word of a path as the name of something: not empty, no slash, no dots alone, no option.
 pub(crate) fn is_plain_name(name: &str) -> bool {
     !name.is_empty()
@@ -209,20 +180,6 @@ mod tests {
             ("thread 'main' panicked\n", Some("thread 'main' panicked")),
         ] {
             assert_eq!(last_error(log.as_bytes()).as_deref(), expected);
-        }
-    }
-
-    #[test]
-    fn a_pid_namespace_is_own_without_a_path() {
-        let dir = tempfile::tempdir().unwrap();
-        for (text, own) in [
-            (r#"{"linux":{"namespaces":[{"type":"mount"},{"type":"pid"}]}}"#, true),
-            (r#"{"linux":{"namespaces":[{"type":"pid","path":"/proc/1/ns/pid"}]}}"#, false),
-            (r#"{"linux":{"namespaces":[{"type":"mount"}]}}"#, false),
-            ("nonsense", false),
-        ] {
-            fs::write(dir.path().join("config.json"), text).unwrap();
-            assert_eq!(has_own_pid_namespace(dir.path()), own, "{text}");
         }
     }
 

@@ -10,8 +10,7 @@ use prost::Message;
 use crate::connection::{Asked, ReplyTo};
 use crate::container::{Container, Phase, Process};
 use crate::server::Shim;
-use crate::stdio::Addresses;
-use crate::{maker, sys};
+use crate::sys;
 
 /// Requests that may wait for one container.
 const MAX_QUEUED: usize = 256;
@@ -295,59 +294,6 @@ impl Shim {
             Status::new(Code::Internal, format!("cannot open {}: {error}", log.path().display()))
         })?;
         self.reply_message(reply, &Empty {});
-        Ok(())
-    }
-
-    fn announce_exec(&mut self, reply: ReplyTo, request: &task::ExecProcessRequest) -> Result<(), Status> {
-        let container = self.container(&request.id)?;
-        if !maker::is_plain_name(&request.exec_id) {
-            return Err(Status::new(Code::InvalidArgument, format!("{:?} is no name", request.exec_id)));
-        }
-        if container.process(&request.exec_id).is_some() {
-            return Err(Status::new(Code::AlreadyExists, format!("exec {} exists", request.exec_id)));
-        }
-        if !matches!(container.init.phase, Phase::Created | Phase::Running) {
-            return Err(Status::new(
-                Code::FailedPrecondition,
-                format!("container {} is {:?}", request.id, container.init.state()),
-            ));
-        }
-        let spec = request.spec.as_ref().map(|any| any.value.clone()).unwrap_or_default();
-        if spec.is_empty() {
-            return Err(Status::new(Code::InvalidArgument, "an exec needs an OCI process"));
-        }
-        let addresses = Addresses {
-            stdin: request.stdin.clone(),
-            stdout: request.stdout.clone(),
-            stderr: request.stderr.clone(),
-            terminal: request.terminal,
-        };
-        let mut process = Process::new(request.exec_id.clone(), Phase::Announced, addresses);
-        process.spec = spec;
-        container.execs.push(process);
-        self.reply_message(reply, &Empty {});
-        Ok(())
-    }
-
-    fn delete_exec(&mut self, reply: ReplyTo, request: &task::DeleteRequest) -> Result<(), Status> {
-        let container = self.container(&request.id)?;
-        let at = container.execs.iter().position(|exec| exec.exec_id == request.exec_id);
-        let at = at.ok_or_else(|| no_exec(&request.id, &request.exec_id))?;
-        let exec = &mut container.execs[at];
-        if !matches!(exec.phase, Phase::Announced | Phase::Stopped(_)) {
-            let message = format!("exec {} is running", request.exec_id);
-            return Err(Status::new(Code::FailedPrecondition, message));
-        }
-        exec.streams.finish();
-        let exec = container.execs.remove(at);
-        let exit = exec.exit();
-        let response = task::DeleteResponse {
-            pid: exec.pid.unsigned_abs(),
-            exit_status: exit.map_or(0, |exit| exit.status),
-            exited_at: exit.map(|exit| exit.timestamp()),
-        };
-        self.reply_message(reply, &response);
-        self.accept_again();
         Ok(())
     }
 

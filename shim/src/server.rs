@@ -14,19 +14,23 @@ use prost::Message;
 use crate::connection::{Connection, ReplyTo};
 use crate::container::{Container, Phase};
 use crate::exit_record::{self, Exit};
-use crate::lifecycle::Job;
+use crate::job::Job;
 use crate::maker::Maker;
+use crate::stdio::Streams;
 use crate::sys::{self, EVENTS, Epoll, Interest};
 
 const LISTENER: u64 = 0;
 const SIGNALS: u64 = 1;
-const FIRST_FREE: u64 = 2;
+const LAST_FIXED: u64 = SIGNALS;
 
 /// Clients at a time; the runtime has one, a person with a tool another.
 const MAX_CONNECTIONS: usize = 64;
 
 /// How long an ending shim waits for its last answers to be taken.
 const FAREWELL_MS: u64 = 1000;
+
+/// How long a reader may take over the output of a process that is deleted already; containerd's shim waits as long.
+const LINGER_MS: u64 = 10_000;
 
 /// Everything one shim holds.
 #[derive(Debug)]
@@ -40,13 +44,15 @@ pub(crate) struct Shim {
     pub(crate) farewell: Option<u64>,
     /// Ends of processes that no pid file has named yet: pid, how it ended.
     pub(crate) early_exits: Vec<(i32, Exit)>,
+    /// Output of deleted processes that a slow reader has yet to take, and until when it is kept.
+    lingering: Vec<(u64, Streams)>,
     connections: Vec<Connection>,
     listener: UnixListener,
     /// Off while descriptors are short, so that a waiting client does not keep the loop busy.
     accepting: bool,
     signals: File,
     socket: PathBuf,
-    next_id: u64,
+    last_id: u64,
 }
 
 impl Shim {
@@ -71,12 +77,13 @@ impl Shim {
             jobs: Vec::new(),
             farewell: None,
             early_exits: Vec::new(),
+            lingering: Vec::new(),
             connections: Vec::new(),
             listener,
             accepting: true,
             signals,
             socket,
-            next_id: FIRST_FREE,
+            last_id: LAST_FIXED,
         })
     }
 
@@ -88,7 +95,7 @@ impl Shim {
             for id in &ids[..n] {
                 self.on_ready(*id);
             }
-            self.kill_late_makers();
+            self.on_deadlines();
             self.drop_dead_connections();
         }
         std::fs::remove_file(&self.socket)
@@ -96,12 +103,14 @@ impl Shim {
 
     fn may_end(&self) -> bool {
         let Some(latest) = self.farewell else { return false };
-        sys::boot_ms() >= latest || self.connections.iter().all(Connection::is_flushed)
+        let told = self.lingering.is_empty() && self.connections.iter().all(Connection::is_flushed);
+        told || sys::boot_ms() >= latest
     }
 
     fn timeout_ms(&self) -> i32 {
-        let deadlines = self.jobs.iter().filter_map(Job::next_deadline).chain(self.farewell);
-        let Some(next) = deadlines.min() else { return -1 };
+        let makers = self.jobs.iter().filter_map(Job::next_deadline);
+        let lingering = self.lingering.iter().map(|(until, _)| *until);
+        let Some(next) = makers.chain(lingering).chain(self.farewell).min() else { return -1 };
         i32::try_from(next.saturating_sub(sys::boot_ms())).unwrap_or(i32::MAX)
     }
 
@@ -124,21 +133,18 @@ impl Shim {
                 // An id that nobody has is a stale wake-up of something that an earlier one closed.
                 let epoll = &self.epoll;
                 let mut processes = self.containers.iter_mut().flat_map(Container::processes_mut);
-                processes.any(|process| process.streams.on_ready(epoll, id));
+                if !processes.any(|process| process.streams.on_ready(epoll, id)) {
+                    self.lingering.iter_mut().for_each(|(_, streams)| streams.pass_rest(epoll, id));
+                    self.lingering.retain(|(_, streams)| !streams.is_empty());
+                }
             }
         }
-    }
-
-    /// An id for a watched descriptor that no other has or had.
-    pub(crate) fn next_id(next_id: &mut u64) -> u64 {
-        *next_id += 1;
-        *next_id
     }
 
     fn accept(&mut self) {
         match self.listener.accept() {
             Ok((socket, _)) if self.connections.len() < MAX_CONNECTIONS => {
-                let id = Self::next_id(&mut self.next_id);
+                let id = fresh_id(&mut self.last_id);
                 match Connection::new(id, socket, &self.epoll) {
                     Ok(connection) => self.connections.push(connection),
                     Err(error) => crate::tell(format_args!("cannot take a connection: {error}")),
@@ -242,7 +248,7 @@ impl Shim {
         let Some(container) = self.containers.iter_mut().find(|container| container.id == id) else { return };
         if exec_id.is_empty() {
             container.check_oom();
-            if !container.own_pid_namespace {
+            if !container.facts.own_pid_namespace {
                 kill_rest(container);
             }
         }
@@ -271,20 +277,38 @@ impl Shim {
 
     /// Starts the pumps of a process whose maker went well.
     pub(crate) fn start_streams(&mut self, id: &str, exec_id: &str) {
-        let next_id = &mut self.next_id;
+        let last_id = &mut self.last_id;
         let container = self.containers.iter_mut().find(|container| container.id == id);
         let Some(process) = container.and_then(|container| container.process_mut(exec_id)) else { return };
-        if let Err(error) = process.streams.start(&self.epoll, || Self::next_id(next_id)) {
+        if let Err(error) = process.streams.start(&self.epoll, || fresh_id(last_id)) {
             crate::tell(format_args!("streams of {id} {exec_id}: {}", crate::Chain(&error)));
         }
     }
 
-    fn kill_late_makers(&mut self) {
+    /// Closes the streams of a deleted process once its reader has taken what is left, but not much later.
+    pub(crate) fn wind_up(&mut self, streams: Streams) {
+        if let Some(rest) = streams.wind_up(&self.epoll) {
+            self.lingering.push((sys::boot_ms() + LINGER_MS, rest));
+        }
+        self.accept_again();
+    }
+
+    fn on_deadlines(&mut self) {
+        if self.jobs.is_empty() && self.lingering.is_empty() {
+            return;
+        }
         let now = sys::boot_ms();
+        self.lingering.retain(|(until, _)| *until > now);
         for job in &mut self.jobs {
             job.kill_if_late(now);
         }
     }
+}
+
+/// An id for a watched descriptor that no other has or had.
+fn fresh_id(last: &mut u64) -> u64 {
+    *last += 1;
+    *last
 }
 
 /// Without a PID namespace of its own, what a container's first process leaves behind must be ended by hand.

@@ -1,31 +1,17 @@
-//! The standard streams of one process: opens what the addresses name, pumps between them and the process.
+//! The standard streams of one process: opens what the addresses name and holds the pumps between both sides.
 //!
-//! ```text
-//! process ── pipe or terminal ──► Output ──► CRI log (synchronous) or named pipe (waits when full)
-//! named pipe ──► Input ──► pipe or terminal ── process
-//! ```
-//!
-//! Owned by a process of `container`, driven by the loop. Each side is non-blocking and in the epoll set only while
-//! the pump waits for it, so a full pipe stops the reading before it and nothing is buffered beyond one read.
+//! Owned by a process of `container`, driven by the loop; nothing here waits.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use coracle_shim::protocol::CRI_LOG_SCHEME;
 
 use crate::cri_log::{Framer, LogFile, StreamName};
+use crate::pump::{Flow, Input, Output, READS_AT_END, READS_PER_WAKE, Target};
 use crate::sys::{self, Epoll, Interest};
-
-/// Bytes of one read. The pages are given back after each wake-up.
-const READ_SIZE: usize = 32 * 1024;
-
-/// Reads of one stream in one wake-up, so that a fast writer does not starve the others.
-const READS_PER_WAKE: usize = 4;
-
-/// What a pipe can hold and some more: enough to take what a process left behind when it ended.
-const READS_AT_END: usize = 64;
 
 /// Addresses of the standard streams, as the client gave them.
 #[derive(Clone, Debug, Default)]
@@ -223,14 +209,28 @@ impl Streams {
         self.outputs.retain_mut(|output| output.pump(epoll, log.as_mut(), READS_AT_END) != Flow::Ended);
     }
 
-    /// The last of a line without an end, once nothing more can come.
-    pub(crate) fn finish(&mut self) {
+    /// The process is gone and deleted: ends its log, and returns what a slow reader has yet to take, if anything.
+    pub(crate) fn wind_up(mut self, epoll: &Epoll) -> Option<Self> {
+        self.drain(epoll);
+        self.console = None;
         for output in &mut self.outputs {
             output.finish(self.log.as_mut());
         }
-        self.outputs.clear();
-        self.input = None;
-        self.console = None;
+        self.log = None;
+        self.outputs.retain(Output::is_blocked);
+        (!self.outputs.is_empty()).then_some(self)
+    }
+
+    /// Handles a wake-up of what [`Streams::wind_up`] returned.
+    pub(crate) fn pass_rest(&mut self, epoll: &Epoll, id: u64) {
+        self.outputs.retain_mut(|output| {
+            output.id != id || output.pump(epoll, None, READS_PER_WAKE) == Flow::Blocked
+        });
+    }
+
+    /// Whether nothing is left to pass on.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.outputs.is_empty()
     }
 
     /// What a failed maker said on its standard error, which is the container's.
@@ -278,206 +278,4 @@ fn open_named_pipe(name: &'static str, address: &str) -> Result<File, StdioError
         .custom_flags(libc::O_NONBLOCK)
         .open(path)
         .map_err(|source| StdioError::Open { name, path: path.to_path_buf(), source })
-}
-
-/// Whether a pump has more to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Flow {
-    Open,
-    Ended,
-}
-
-#[derive(Debug)]
-struct Output {
-    id: u64,
-    source: Option<File>,
-    target: Target,
-}
-
-#[derive(Debug)]
-enum Target {
-    Log {
-        stream: StreamName,
-        framer: Framer,
-    },
-    Pipe {
-        pipe: File,
-        /// What the pipe did not take; while there is any, the source is not read.
-        backlog: Vec<u8>,
-    },
-    /// A terminal whose output nobody wants must still be read.
-    Nowhere,
-}
-
-impl Output {
-    fn pump(&mut self, epoll: &Epoll, mut log: Option<&mut LogFile>, reads: usize) -> Flow {
-        if !self.flush_backlog(epoll) {
-            return Flow::Open;
-        }
-        let Some(source) = &mut self.source else { return Flow::Ended };
-        let mut buffer = vec![0; READ_SIZE];
-        if let Some(log) = log.as_deref_mut() {
-            log.set_time(sys::unix_ns());
-        }
-        let mut flow = Flow::Open;
-        for _ in 0..reads {
-            match source.read(&mut buffer) {
-                Ok(n) if n > 0 => {
-                    if !self.target.take(&buffer[..n], log.as_deref_mut()) {
-                        wait_for_pipe(epoll, self.id, source, &self.target);
-                        return Flow::Open;
-                    }
-                    if n < buffer.len() / 8 && reads == READS_PER_WAKE {
-                        // A slow writer: another read would most likely find nothing.
-                        break;
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // A terminal ends with EIO, a pipe with nothing.
-                _ => {
-                    flow = Flow::Ended;
-                    break;
-                }
-            }
-        }
-        if let Some(log) = log.as_deref_mut() {
-            log.flush();
-        }
-        if flow == Flow::Ended {
-            self.finish(log);
-        }
-        flow
-    }
-
-    /// True when nothing waits for the named pipe any more.
-    fn flush_backlog(&mut self, epoll: &Epoll) -> bool {
-        let Target::Pipe { pipe, backlog } = &mut self.target else { return true };
-        if backlog.is_empty() {
-            return true;
-        }
-        if !write_backlog(pipe, backlog) {
-            return false;
-        }
-        epoll.remove(pipe);
-        if let Some(source) = &self.source {
-            drop(epoll.add(source, self.id, Interest::READ));
-        }
-        true
-    }
-
-    fn finish(&mut self, log: Option<&mut LogFile>) {
-        if let (Target::Log { stream, framer }, Some(log)) = (&mut self.target, log) {
-            log.set_time(sys::unix_ns());
-            framer.finish(|tag, first, second| log.line(*stream, tag, first, second));
-            log.flush();
-        }
-    }
-}
-
-fn wait_for_pipe(epoll: &Epoll, id: u64, source: &File, target: &Target) {
-    // Out of the set entirely: a hang-up is told even to who does not ask for it.
-    epoll.remove(source);
-    if let Target::Pipe { pipe, .. } = target {
-        drop(epoll.add(pipe, id, Interest::WRITE));
-    }
-}
-
-impl Target {
-    /// Passes output on; false when part of it has to wait.
-    fn take(&mut self, bytes: &[u8], log: Option<&mut LogFile>) -> bool {
-        match self {
-            Self::Log { stream, framer } => {
-                if let Some(log) = log {
-                    framer.push(bytes, |tag, first, second| log.line(*stream, tag, first, second));
-                }
-                true
-            }
-            Self::Pipe { pipe, backlog } => {
-                let taken = write_some(pipe, bytes);
-                backlog.extend_from_slice(&bytes[taken..]);
-                backlog.is_empty()
-            }
-            Self::Nowhere => true,
-        }
-    }
-}
-
-/// Writes what fits now. What a broken pipe does not take counts as taken: nobody can have it.
-fn write_some(pipe: &mut File, bytes: &[u8]) -> usize {
-    let mut written = 0;
-    while written < bytes.len() {
-        match pipe.write(&bytes[written..]) {
-            Ok(n) if n > 0 => written += n,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-            _ => return bytes.len(),
-        }
-    }
-    written
-}
-
-/// True when the backlog is written, and its memory given back.
-fn write_backlog(pipe: &mut File, backlog: &mut Vec<u8>) -> bool {
-    let written = write_some(pipe, backlog);
-    backlog.drain(..written);
-    if backlog.is_empty() {
-        *backlog = Vec::new();
-    }
-    backlog.is_empty()
-}
-
-#[derive(Debug)]
-struct Input {
-    id: u64,
-    path: PathBuf,
-    source: File,
-    target: Option<File>,
-    /// What the process has not taken; while there is any, the source is not read.
-    backlog: Vec<u8>,
-    /// Whether the loop waits for the process to take the backlog.
-    waiting: bool,
-}
-
-impl Input {
-    fn pump(&mut self, epoll: &Epoll) -> Flow {
-        let Some(target) = &mut self.target else { return Flow::Ended };
-        if self.waiting {
-            if !write_backlog(target, &mut self.backlog) {
-                return Flow::Open;
-            }
-            self.waiting = false;
-            epoll.remove(target);
-            drop(epoll.add(&self.source, self.id, Interest::READ));
-        }
-        let mut buffer = vec![0; READ_SIZE];
-        match self.source.read(&mut buffer) {
-            Ok(0) => Flow::Ended,
-            Ok(n) => {
-                let taken = write_some(target, &buffer[..n]);
-                if taken < n {
-                    self.backlog.extend_from_slice(&buffer[taken..n]);
-                    self.waiting = true;
-                    epoll.remove(&self.source);
-                    drop(epoll.add(target, self.id, Interest::WRITE));
-                }
-                Flow::Open
-            }
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                Flow::Open
-            }
-            Err(_) => Flow::Ended,
-        }
-    }
-
-    /// Gives up the shim's own writing end, so that the pipe ends when its last writer has gone.
-    fn let_end(&mut self, epoll: &Epoll) -> io::Result<()> {
-        let source = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&self.path)?;
-        if !self.waiting {
-            epoll.remove(&self.source);
-            epoll.add(&source, self.id, Interest::READ)?;
-        }
-        self.source = source;
-        Ok(())
-    }
 }

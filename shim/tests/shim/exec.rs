@@ -113,6 +113,20 @@ fn much_output_to_a_slow_reader_waits_and_arrives() {
 }
 
 #[test]
+fn an_exec_deleted_before_its_output_is_read_loses_none() {
+    let mut sandbox = Sandbox::new();
+    sandbox.run("c", "sleep 600");
+    let out = fifo(&sandbox, "out");
+    let reader = open_reader(&out);
+    // More than the reader's pipe holds, less than both pipes do.
+    exec(&mut sandbox, "e", &["seq", "1", "18000"], |request| request.stdout = out.to_str().unwrap().into())
+        .unwrap();
+    assert_eq!(sandbox.wait_exec("c", "e"), 0);
+    sandbox.delete("c", "e").unwrap();
+    assert_eq!(read_all(reader).lines().count(), 18_000);
+}
+
+#[test]
 fn input_reaches_the_process_and_ends_when_closed() {
     let mut sandbox = Sandbox::new();
     sandbox.run("c", "sleep 600");

@@ -156,3 +156,35 @@ fn forty_containers_in_one_shim() {
     assert!(open < 12, "{open} descriptors are left open");
     assert!(!Path::new(&sandbox.path("c0").join("exit.json.new")).exists());
 }
+
+/// Runs runc and kills it in the middle of a creation.
+const KILLING: &str = "/usr/sbin/runc \"$@\" & maker=$!; \
+    case \"$*\" in *' create '*) sleep $0; kill -9 $maker 2>/dev/null;; esac; wait $maker";
+
+#[test]
+fn a_maker_killed_at_any_moment_leaves_nothing() {
+    let (mut killed, mut made) = (0, 0);
+    for step in 0..20 {
+        let delay = format!("0.{:03}", step * 4);
+        let mut sandbox = Sandbox::with("/bin/busybox", &["sh", "-c", KILLING, &delay]);
+        match sandbox.create("c", "exit 0") {
+            Ok(_) => {
+                made += 1;
+                sandbox.delete("c", "").unwrap();
+            }
+            Err(error) => {
+                killed += 1;
+                assert!(error.message.contains("create failed"), "{error}");
+            }
+        }
+        assert_eq!(fs::read_dir(sandbox.path("runc")).map_or(0, Iterator::count), 0, "after {delay} s");
+        for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+            let left = hierarchy.path().join(&sandbox.name).join("c");
+            assert!(!left.exists(), "{} after {delay} s", left.display());
+        }
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", sandbox.pid)).unwrap();
+        assert_eq!(children, "", "after {delay} s");
+        assert!(sandbox.info().containers.is_empty());
+    }
+    assert!(killed > 0, "{made} were made");
+}
