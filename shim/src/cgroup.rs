@@ -176,11 +176,13 @@ impl Fresh {
         }
     }
 
-    /// Removes it; what is still busy stays for who removes the pod's.
-    pub(crate) fn remove(&self) {
+    /// Removes it; false while something in it is still ending.
+    pub(crate) fn remove(&self) -> bool {
+        let mut gone = true;
         for folder in &self.0 {
-            drop(fs::remove_dir(folder));
+            gone &= fs::remove_dir(folder).is_ok() || !folder.exists();
         }
+        gone
     }
 }
 

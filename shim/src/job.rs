@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use coracle_shim::protocol::{Code, Status};
 
+use crate::cgroup::Fresh;
 use crate::connection::ReplyTo;
 use crate::maker::Running;
 use crate::sys;
@@ -71,6 +72,27 @@ impl Job {
             self.killed = true;
             drop(sys::kill(self.running.pid, libc::SIGKILL));
         }
+    }
+}
+
+/// A failed creation of which nothing is left but a cgroup whose processes are ending.
+#[derive(Debug)]
+pub(crate) struct Undoing {
+    pub(crate) container: String,
+    pub(crate) cgroup: Option<Fresh>,
+    /// Milliseconds since boot after which the caller hears of the failure all the same.
+    pub(crate) until: u64,
+    pub(crate) reply: Option<ReplyTo>,
+    pub(crate) failure: Status,
+}
+
+impl Undoing {
+    /// Whether all of it is gone; ends what is not.
+    pub(crate) fn is_done(&self) -> bool {
+        self.cgroup.as_ref().is_none_or(|cgroup| {
+            cgroup.kill();
+            cgroup.remove()
+        })
     }
 }
 

@@ -15,7 +15,7 @@ use crate::cgroup::{self, Cgroup};
 use crate::connection::ReplyTo;
 use crate::container::{Container, Phase};
 use crate::exit_record::Exit;
-use crate::job::{ConsoleSocket, Job, Step, failed, words, write_private};
+use crate::job::{ConsoleSocket, Job, Step, Undoing, failed, words, write_private};
 use crate::maker::{self, MakerCall};
 use crate::requests::{Call, Operation};
 use crate::server::Shim;
@@ -24,6 +24,9 @@ use crate::sys;
 
 /// How long the maker may take to remove what its failed creation left.
 const UNDO_MS: u64 = 30_000;
+
+/// How long its processes may take to end after that.
+const UNDO_CGROUP_MS: u64 = 1000;
 
 impl Shim {
     /// Starts a maker for a container that exists, and marks the container busy when `ordered`.
@@ -222,12 +225,15 @@ impl Shim {
         match step {
             Step::Create { pid_file, console } => self.finish_create(&id, reply, result, &pid_file, console),
             Step::Undo { failure } => {
-                if let Some(cgroup) =
-                    self.container(&id).ok().and_then(|container| container.fresh_cgroup.take())
-                {
-                    cgroup.remove();
+                let mut cgroup = None;
+                if let Ok(container) = self.container(&id) {
+                    // Until it is forgotten nobody may do anything with it.
+                    container.busy = true;
+                    cgroup = container.fresh_cgroup.take();
                 }
-                self.forget(&id, reply, failure);
+                let until = sys::boot_ms() + UNDO_CGROUP_MS;
+                self.undoing.push(Undoing { container: id.clone(), cgroup, until, reply, failure });
+                return self.go_on_undoing();
             }
             Step::StartExec { exec_id, pid_file, console } => {
                 self.finish_exec(&id, &exec_id, reply, result, &pid_file, console);
@@ -357,6 +363,17 @@ impl Shim {
             .is_err()
         {
             self.forget(id, reply, failure);
+        }
+    }
+
+    /// Looks whether what failed creations left has ended; who asked for them hears of it then.
+    pub(crate) fn go_on_undoing(&mut self) {
+        for undoing in std::mem::take(&mut self.undoing) {
+            if undoing.is_done() || undoing.until <= sys::boot_ms() {
+                self.forget(&undoing.container, undoing.reply, undoing.failure);
+            } else {
+                self.undoing.push(undoing);
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use prost::Message;
 use crate::connection::{Connection, ReplyTo};
 use crate::container::{Container, Phase};
 use crate::exit_record::{self, Exit};
-use crate::job::Job;
+use crate::job::{Job, Undoing};
 use crate::maker::Maker;
 use crate::stdio::Streams;
 use crate::sys::{self, EVENTS, Epoll, Interest};
@@ -32,6 +32,9 @@ const FAREWELL_MS: u64 = 1000;
 /// How long a reader may take over the output of a process that is deleted already; containerd's shim waits as long.
 const LINGER_MS: u64 = 10_000;
 
+/// How often a cgroup is looked at whose processes are ending.
+const UNDO_LOOK_MS: u64 = 5;
+
 /// Everything one shim holds.
 #[derive(Debug)]
 pub(crate) struct Shim {
@@ -40,6 +43,8 @@ pub(crate) struct Shim {
     pub(crate) epoll: Epoll,
     pub(crate) containers: Vec<Container>,
     pub(crate) jobs: Vec<Job>,
+    /// Failed creations that are not cleaned up yet.
+    pub(crate) undoing: Vec<Undoing>,
     /// Set once the shim is to end: when at the latest.
     pub(crate) farewell: Option<u64>,
     /// Ends of processes that no pid file has named yet: pid, how it ended.
@@ -75,6 +80,7 @@ impl Shim {
             epoll,
             containers: Vec::new(),
             jobs: Vec::new(),
+            undoing: Vec::new(),
             farewell: None,
             early_exits: Vec::new(),
             lingering: Vec::new(),
@@ -110,7 +116,8 @@ impl Shim {
     fn timeout_ms(&self) -> i32 {
         let makers = self.jobs.iter().filter_map(Job::next_deadline);
         let lingering = self.lingering.iter().map(|(until, _)| *until);
-        let Some(next) = makers.chain(lingering).chain(self.farewell).min() else { return -1 };
+        let undoing = self.undoing.first().map(|_| sys::boot_ms() + UNDO_LOOK_MS);
+        let Some(next) = makers.chain(lingering).chain(self.farewell).chain(undoing).min() else { return -1 };
         i32::try_from(next.saturating_sub(sys::boot_ms())).unwrap_or(i32::MAX)
     }
 
@@ -294,6 +301,7 @@ impl Shim {
     }
 
     fn on_deadlines(&mut self) {
+        self.go_on_undoing();
         if self.jobs.is_empty() && self.lingering.is_empty() {
             return;
         }

@@ -180,7 +180,12 @@ fn a_maker_killed_at_any_moment_leaves_nothing() {
         assert_eq!(fs::read_dir(sandbox.path("runc")).map_or(0, Iterator::count), 0, "after {delay} s");
         for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
             let left = hierarchy.path().join(&sandbox.name).join("c");
-            assert!(!left.exists(), "{} after {delay} s", left.display());
+            assert!(
+                !left.exists(),
+                "{} after {delay} s, {made} made, procs {:?}",
+                left.display(),
+                fs::read_to_string(left.join("cgroup.procs"))
+            );
         }
         let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", sandbox.pid)).unwrap();
         assert_eq!(children, "", "after {delay} s");
