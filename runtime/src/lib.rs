@@ -4,9 +4,28 @@
 //! that embeds it calls [`run_helper`] first thing in `main`, because two of the runtime's process kinds, the
 //! maker (`oci`) and the image worker (`image-worker`), are fresh executions of the same binary.
 
+mod cgroup;
+mod cni;
+mod config;
+mod container;
+mod event;
 mod helper;
 pub mod image;
 pub mod maker;
+mod netns;
+mod record;
+mod sandbox;
+mod service;
+mod service_error;
+mod shim_client;
 pub mod spec;
+mod stats;
+mod sys;
+#[cfg(feature = "testing")]
+pub mod testing;
 
+pub use cgroup::CgroupError;
+pub use config::{BridgeNetwork, CgroupDriver, CniConfig, Config, Maker};
 pub use helper::run_helper;
+pub use record::RecordError;
+pub use service::{Recorded, Runtime, StartError, read_records};

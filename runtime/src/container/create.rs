@@ -1,0 +1,103 @@
+//! Creating a container: record first, then image, layer, root and bundle. Nothing runs yet.
+//!
+//! Runs as one whole task per call. Whatever fails, everything made is given back before the error is told.
+
+use std::fs;
+use std::sync::Arc;
+
+use coracle_cri::v1::{self, ContainerEventType};
+
+use super::overlay::Overlay;
+use super::{Container, reserved_name};
+use crate::image::Image;
+use crate::record::{ContainerPhase, ContainerRecord};
+use crate::sandbox::Sandbox;
+use crate::service::{Engine, new_id, wall_ns};
+use crate::service_error::{ServiceError, chain};
+
+impl Engine {
+    /// Creates a container in a ready sandbox and answers its id.
+    pub(crate) async fn create_container(
+        self: &Arc<Self>,
+        sandbox_id: &str,
+        config: v1::ContainerConfig,
+    ) -> Result<String, ServiceError> {
+        let sandbox = self.sandbox(sandbox_id)?;
+        if !sandbox.is_ready() {
+            return Err(ServiceError::SandboxNotReady { id: sandbox.id.clone() });
+        }
+        if config.metadata.is_none() {
+            return Err(ServiceError::Missing { field: "metadata of the container" });
+        }
+        let wanted = config.image.clone().unwrap_or_default().image;
+        let image = self.images.resolve(&wanted).ok_or(ServiceError::NoImage { name: wanted })?;
+        let id = new_id()?;
+        let name = reserved_name(&config, &sandbox.record().config);
+        self.reserve_name(&name, &id)?;
+        let mut record = ContainerRecord::new(id.clone(), sandbox.id.clone(), config, wall_ns());
+        record.image_id = image.id.clone();
+        record.image_ref = image.repo_digests.first().unwrap_or(&image.id).clone();
+        record.log_path = log_path(&sandbox.record().config, &record.config);
+        record.stop_signal = crate::spec::signal::stop_signal(record.config.stop_signal(), &image.config.stop_signal);
+        let container = Arc::new(Container::new(record));
+        self.index().containers.insert(id.clone(), container.clone());
+        let act = container.operation.lock().await;
+        if let Err(error) = self.make_container(&sandbox, &container, &image).await {
+            for error in self.demolish_container(&container).await {
+                tracing::warn!(container = %id, error = %chain(&error), "what a failed container held was not all given back");
+            }
+            drop(act);
+            self.index().containers.remove(&id);
+            self.release_name(&name, &id);
+            return Err(error);
+        }
+        drop(act);
+        self.tell(ContainerEventType::ContainerCreatedEvent, &container);
+        Ok(id)
+    }
+
+    async fn make_container(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        container: &Arc<Container>,
+        image: &Image,
+    ) -> Result<(), ServiceError> {
+        let id = &container.id;
+        let bundle = self.layout.bundle(id);
+        fs::create_dir(&bundle).map_err(ServiceError::file("create", &bundle))?;
+        container.change(&self.layout, |_| {})?;
+        self.images
+            .hold(id, &image.id)
+            .map_err(|source| ServiceError::Image { name: image.id.clone(), source: Box::new(source) })?;
+        let layer = self.layout.layer(id);
+        let overlay = Overlay {
+            lower: image.lower_dirs.clone(),
+            upper: layer.join("upper"),
+            work: layer.join("work"),
+            target: self.layout.rootfs(id),
+        };
+        for dir in [&layer, &overlay.upper, &overlay.work, &overlay.target] {
+            fs::create_dir(dir).map_err(ServiceError::file("create", dir))?;
+        }
+        let target = overlay.target.clone();
+        overlay.mount(bundle.join("lower")).await.map_err(ServiceError::file("mount", target))?;
+        let made = self.container_spec(sandbox, container, image)?;
+        let path = bundle.join("config.json");
+        fs::write(&path, &made.json).map_err(ServiceError::file("write", path))?;
+        container.change(&self.layout, |record| {
+            record.uid = made.user.uid;
+            record.gid = made.user.gid;
+            record.groups = made.user.additional_gids;
+            record.phase = ContainerPhase::Created;
+        })?;
+        Ok(())
+    }
+}
+
+/// Where the shim writes the log; empty when the pod wants none.
+fn log_path(sandbox: &v1::PodSandboxConfig, config: &v1::ContainerConfig) -> String {
+    if sandbox.log_directory.is_empty() || config.log_path.is_empty() {
+        return String::new();
+    }
+    format!("{}/{}", sandbox.log_directory.trim_end_matches('/'), config.log_path.trim_start_matches('/'))
+}

@@ -1,0 +1,148 @@
+//! The end of a container, however it came: its leftovers are taken away and its record tells how it was.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_cri::v1::ContainerEventType;
+use coracle_shim::protocol::{Code, method, task};
+use serde::Deserialize;
+
+use super::{Container, overlay};
+use crate::record::{ContainerPhase, Exit};
+use crate::sandbox::Sandbox;
+use crate::service::{Engine, wall_ns};
+use crate::service_error::{ServiceError, chain};
+use crate::shim_client::ShimError;
+
+/// How long one request of a teardown may take.
+const BOUND: Duration = Duration::from_secs(30);
+
+/// What the kernel's SIGKILL makes of an exit code.
+const KILLED: i32 = 137;
+
+/// What a shim wrote when the first process of a container ended.
+#[derive(Deserialize)]
+pub(crate) struct ExitRecord {
+    pub(crate) exit_status: i32,
+    pub(crate) exited_at_unix_ns: i64,
+    #[serde(default)]
+    pub(crate) oom: bool,
+}
+
+impl Engine {
+    /// The shim's record of a container's end, if it wrote one.
+    pub(crate) fn read_exit_record(&self, id: &str) -> Option<ExitRecord> {
+        serde_json::from_slice(&fs::read(self.exit_record(id)).ok()?).ok()
+    }
+
+    /// Handles the end that a shim told.
+    pub(crate) async fn container_exited(self: &Arc<Self>, container: &Arc<Container>, code: i32, finished_at: i64) {
+        let _act = container.operation.lock().await;
+        let ContainerPhase::Running { started_at, .. } = container.record().phase else { return };
+        let oom = self.read_exit_record(&container.id).is_some_and(|record| record.oom);
+        if let Ok(sandbox) = self.sandbox(&container.sandbox_id) {
+            let cgroup = self.container_cgroup(container, &sandbox);
+            if let Err(error) = self.end_task(&sandbox, &container.id, &cgroup).await {
+                tracing::warn!(container = %container.id, error = %chain(&error), "an exited container left something");
+            }
+        }
+        let reason = match code {
+            _ if oom => "OOMKilled",
+            0 => "Completed",
+            _ => "Error",
+        };
+        let exit = Exit { started_at, finished_at, code, reason: reason.into(), message: String::new() };
+        self.note_exit(container, exit);
+    }
+
+    /// Ends a container whose shim is gone: nobody else can tell how it went.
+    pub(crate) async fn lose_container(self: &Arc<Self>, container: &Arc<Container>, why: &str) {
+        let _act = container.operation.lock().await;
+        let phase = container.record().phase.clone();
+        let started_at = match phase {
+            ContainerPhase::Running { started_at, .. } => started_at,
+            ContainerPhase::Starting | ContainerPhase::Created => 0,
+            ContainerPhase::Creating | ContainerPhase::Exited(_) => return,
+        };
+        if let Ok(sandbox) = self.sandbox(&container.sandbox_id) {
+            let cgroup = self.container_cgroup(container, &sandbox);
+            if let Err(error) = self.clear_task(&container.id, &cgroup).await {
+                tracing::warn!(container = %container.id, error = %chain(&error), "a lost container left something");
+            }
+        }
+        // The shim may have written the end before it died itself.
+        let exit = match self.read_exit_record(&container.id) {
+            Some(record) => Exit {
+                started_at,
+                finished_at: record.exited_at_unix_ns,
+                code: record.exit_status,
+                reason: match record.exit_status {
+                    _ if record.oom => "OOMKilled".into(),
+                    0 => "Completed".into(),
+                    _ => "Error".into(),
+                },
+                message: String::new(),
+            },
+            None => Exit {
+                started_at,
+                finished_at: wall_ns(),
+                code: KILLED,
+                reason: "Unknown".into(),
+                message: format!("{why}; its processes were killed"),
+            },
+        };
+        self.note_exit(container, exit);
+    }
+
+    /// Writes an end down and tells it.
+    pub(crate) fn note_exit(&self, container: &Arc<Container>, exit: Exit) {
+        if let Err(error) = overlay::unmount_all(&self.layout.rootfs(&container.id)) {
+            tracing::warn!(container = %container.id, %error, "the root of an ended container stays mounted");
+        }
+        if let Err(error) = container.change(&self.layout, |record| record.phase = ContainerPhase::Exited(exit)) {
+            tracing::warn!(container = %container.id, error = %chain(&error), "the end of a container is not written");
+        }
+        self.tell(ContainerEventType::ContainerStoppedEvent, container);
+    }
+
+    /// Kills whatever a task still runs and makes shim and maker forget it. Idempotent.
+    pub(crate) async fn end_task(&self, sandbox: &Sandbox, id: &str, cgroup: &str) -> Result<(), ServiceError> {
+        // Processes that outlive the first one share the namespace of somebody else; they end with it here.
+        self.cgroups.kill(cgroup).await?;
+        if let Ok(shim) = sandbox.shim() {
+            let request = task::DeleteRequest { id: id.to_owned(), exec_id: String::new() };
+            let deadline = tokio::time::Instant::now() + BOUND;
+            let mut pause = Duration::from_millis(2);
+            loop {
+                match shim.call::<method::Delete>(&request, BOUND).await {
+                    Ok(_) | Err(ShimError::Gone { .. }) => break,
+                    Err(error) if error.is_not_found() => break,
+                    // The kill above reaches the shim as a signal a moment later.
+                    Err(ShimError::Refused { code: Code::FailedPrecondition, .. })
+                        if tokio::time::Instant::now() < deadline =>
+                    {
+                        self.cgroups.kill(cgroup).await?;
+                        tokio::time::sleep(pause).await;
+                        pause = (pause * 2).min(Duration::from_millis(200));
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        self.clear_task(id, cgroup).await
+    }
+
+    /// Removes what a maker keeps of a task when no shim does it: processes, cgroup, state.
+    pub(crate) async fn clear_task(&self, id: &str, cgroup: &str) -> Result<(), ServiceError> {
+        self.cgroups.kill(cgroup).await?;
+        self.cgroups.remove(cgroup).await?;
+        let state = self.layout.maker_root().join(id);
+        match fs::remove_dir_all(&state) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(ServiceError::file("remove", state)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! The root of a container: an overlay of the image's layers and a writable one.
+//!
+//! Mounted when a container is created, unmounted when it has ended; synchronous, short system calls.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount,
+};
+
+use crate::netns::{NamespaceError, on_thread};
+use crate::sys;
+
+/// The kernel copies one page of options, with a zero byte at its end.
+const MAX_OPTIONS: usize = 4095;
+
+/// The layers of one container.
+#[derive(Clone, Debug)]
+pub(crate) struct Overlay {
+    /// The image's layers, topmost first.
+    pub(crate) lower: Vec<PathBuf>,
+    pub(crate) upper: PathBuf,
+    pub(crate) work: PathBuf,
+    pub(crate) target: PathBuf,
+}
+
+impl Overlay {
+    /// Mounts the overlay. `links` is a folder of ours for short names, used when there are many layers.
+    pub(crate) async fn mount(self, links: PathBuf) -> io::Result<()> {
+        let plain = self.options(self.lower.iter().map(PathBuf::as_path));
+        if plain.len() + VOLATILE.len() <= MAX_OPTIONS {
+            return self.mount_with(&plain);
+        }
+        // Hundreds of long paths do not fit into the options: a thread with a working folder of its own
+        // mounts them by the numbers of links in it. Works on every kernel, unlike the new mount calls.
+        fs::create_dir_all(&links)?;
+        let mut names = Vec::with_capacity(self.lower.len());
+        for (number, layer) in self.lower.iter().enumerate() {
+            let name = PathBuf::from(number.to_string());
+            match symlink(layer, links.join(&name)) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => names.push(name),
+            }
+        }
+        let folder = links.clone();
+        let mounted = on_thread(move || Ok::<_, NamespaceError>(self.mount_from(&folder, &names))).await;
+        let removed = fs::remove_dir_all(&links);
+        mounted.map_err(io::Error::other)??;
+        removed
+    }
+
+    fn mount_from(&self, folder: &Path, names: &[PathBuf]) -> io::Result<()> {
+        sys::unshare(sys::ns::FS)?;
+        rustix::process::chdir(folder)?;
+        self.mount_with(&self.options(names.iter().map(PathBuf::as_path)))
+    }
+
+    fn mount_with(&self, options: &[u8]) -> io::Result<()> {
+        let attempt = |extra: &[u8]| {
+            let text = CString::new([options, extra].concat())?;
+            mount("overlay", &self.target, "overlay", MountFlags::empty(), text.as_c_str())
+                .map_err(io::Error::from)
+        };
+        // The upper layer never outlives its container, so what it writes need not be synced (Linux 5.10).
+        match attempt(VOLATILE) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => attempt(b""),
+            result => result,
+        }
+    }
+
+    fn options<'a>(&self, lower: impl Iterator<Item = &'a Path>) -> Vec<u8> {
+        let mut options = b"lowerdir=".to_vec();
+        for (number, layer) in lower.enumerate() {
+            if number > 0 {
+                options.push(b':');
+            }
+            options.extend(escape(layer));
+        }
+        options.extend_from_slice(b",upperdir=");
+        options.extend(escape(&self.upper));
+        options.extend_from_slice(b",workdir=");
+        options.extend(escape(&self.work));
+        options
+    }
+}
+
+const VOLATILE: &[u8] = b",volatile";
+
+/// The separators of the option list, where they are part of a path.
+fn escape(path: &Path) -> Vec<u8> {
+    let mut escaped = Vec::new();
+    for byte in path.as_os_str().as_bytes() {
+        if matches!(byte, b':' | b',' | b'\\') {
+            escaped.push(b'\\');
+        }
+        escaped.push(*byte);
+    }
+    escaped
+}
+
+/// Unmounts everything at `target`. Idempotent.
+pub(crate) fn unmount_all(target: &Path) -> io::Result<()> {
+    loop {
+        match unmount(target, UnmountFlags::DETACH) {
+            Ok(()) => continue,
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Whether something is mounted at `path` itself.
+pub(crate) fn is_mount_point(path: &Path) -> io::Result<bool> {
+    Ok(mount_points()?.iter().any(|point| point == path))
+}
+
+/// Every mount point of this process's mount namespace.
+pub(crate) fn mount_points() -> io::Result<Vec<PathBuf>> {
+    let table = fs::read("/proc/self/mountinfo")?;
+    Ok(table
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
+        .map(unescape)
+        .collect())
+}
+
+/// The mount table writes space, tab, newline and backslash as octal.
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut path = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, tail)) = rest.split_first() {
+        let octal = (*first == b'\\')
+            .then(|| tail.get(..3))
+            .flatten()
+            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        match octal {
+            Some(byte) => {
+                path.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                path.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    PathBuf::from(std::ffi::OsStr::from_bytes(&path))
+}
+
+/// Makes a folder a mount point whose mounts are copied into no other mount namespace, so that what is
+/// unmounted here is gone everywhere. Idempotent.
+pub(crate) fn make_private(path: &Path) -> io::Result<()> {
+    let path = fs::canonicalize(path)?;
+    if !is_mount_point(&path)? {
+        mount_bind(&path, &path)?;
+    }
+    Ok(mount_change(&path, MountPropagationFlags::PRIVATE)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_table_fields_lose_their_octal() {
+        assert_eq!(unescape(b"/a\\040b\\134c\\x"), Path::new("/a b\\c\\x"));
+    }
+
+    #[tokio::test]
+    async fn three_hundred_layers_with_long_names_mount_and_the_topmost_wins() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let lower: Vec<PathBuf> = (0..300).map(|number| path(&format!("{number:0>80}"))).collect();
+        for (number, layer) in lower.iter().enumerate() {
+            fs::create_dir_all(layer).unwrap();
+            fs::write(layer.join("same"), number.to_string()).unwrap();
+            fs::write(layer.join(number.to_string()), "").unwrap();
+        }
+        for name in ["upper", "work", "rootfs"] {
+            fs::create_dir(path(name)).unwrap();
+        }
+        let overlay =
+            Overlay { lower, upper: path("upper"), work: path("work"), target: path("rootfs") };
+        overlay.mount(path("links")).await.unwrap();
+        assert!(is_mount_point(&path("rootfs")).unwrap());
+        assert_eq!(fs::read_to_string(path("rootfs/same")).unwrap(), "0");
+        assert!(path("rootfs/299").exists());
+        unmount_all(&path("rootfs")).unwrap();
+        unmount_all(&path("rootfs")).unwrap();
+        assert!(!is_mount_point(&path("rootfs")).unwrap());
+        assert!(!path("links").exists());
+    }
+}

@@ -1,0 +1,127 @@
+//! Starting a created container, and seeing its end.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_cri::v1::ContainerEventType;
+use coracle_shim::protocol::{CRI_LOG_SCHEME, method, task};
+
+use super::{Container, phase_name};
+use crate::record::{ContainerPhase, Exit};
+use crate::sandbox::Sandbox;
+use crate::service::{Engine, wall_ns};
+use crate::service_error::{ServiceError, chain};
+use crate::shim_client::ShimClient;
+
+/// How long the maker may take for one step. A board that swaps is slow; a hook that hangs is killed.
+const MAKE_BOUND: Duration = Duration::from_secs(120);
+
+/// What a CRI runtime tells as exit code when the process never ran.
+const START_ERROR_CODE: i32 = 128;
+
+impl Engine {
+    /// Starts a container. A failure leaves it exited with reason `StartError`.
+    pub(crate) async fn start_container(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), ServiceError> {
+        let _act = container.operation.lock().await;
+        let phase = container.record().phase.clone();
+        if phase != ContainerPhase::Created {
+            let state = phase_name(&phase);
+            return Err(ServiceError::WrongState { id: container.id.clone(), state, wanted: "created" });
+        }
+        let sandbox = self.sandbox(&container.sandbox_id)?;
+        if !sandbox.is_ready() {
+            return Err(ServiceError::SandboxNotReady { id: sandbox.id.clone() });
+        }
+        let shim = sandbox.shim()?;
+        container.change(&self.layout, |record| record.phase = ContainerPhase::Starting)?;
+        match self.start_task(container, &shim).await {
+            Ok(pid) => {
+                let phase = ContainerPhase::Running { pid, started_at: wall_ns() };
+                if let Err(error) = container.change(&self.layout, |record| record.phase = phase) {
+                    return Err(self.fail_start(container, &sandbox, error.into()).await);
+                }
+                self.tell(ContainerEventType::ContainerStartedEvent, container);
+                self.watch_exit(container, shim);
+                Ok(())
+            }
+            Err(error) => Err(self.fail_start(container, &sandbox, error).await),
+        }
+    }
+
+    async fn start_task(&self, container: &Container, shim: &ShimClient) -> Result<u32, ServiceError> {
+        let (log, terminal) = {
+            let record = container.record();
+            (record.log_path.clone(), record.config.tty)
+        };
+        // A pod without a log folder wants no log.
+        let output = if log.is_empty() { String::new() } else { format!("{CRI_LOG_SCHEME}{log}") };
+        let create = task::CreateTaskRequest {
+            id: container.id.clone(),
+            bundle: self.layout.bundle(&container.id).to_string_lossy().into_owned(),
+            terminal,
+            stderr: if terminal { String::new() } else { output.clone() },
+            stdout: output,
+            ..Default::default()
+        };
+        shim.call::<method::Create>(&create, MAKE_BOUND).await?;
+        let start = task::StartRequest { id: container.id.clone(), ..Default::default() };
+        Ok(shim.call::<method::Start>(&start, MAKE_BOUND).await?.pid)
+    }
+
+    /// Takes away what a failed start left and makes the container exited. Answers the error of the start.
+    async fn fail_start(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        sandbox: &Sandbox,
+        error: ServiceError,
+    ) -> ServiceError {
+        let cgroup = self.container_cgroup(container, sandbox);
+        if let Err(left) = self.end_task(sandbox, &container.id, &cgroup).await {
+            tracing::warn!(container = %container.id, error = %chain(&left), "what a failed start left is not all gone");
+        }
+        let message = match &error {
+            ServiceError::Shim(told) => told.message(),
+            other => chain(other),
+        };
+        let exit = Exit {
+            started_at: 0,
+            finished_at: wall_ns(),
+            code: START_ERROR_CODE,
+            reason: "StartError".into(),
+            message,
+        };
+        self.note_exit(container, exit);
+        error
+    }
+
+    /// Waits for the end of a running container on a task that ends with it, its shim or the runtime.
+    pub(crate) fn watch_exit(self: &Arc<Self>, container: &Arc<Container>, shim: ShimClient) {
+        let (engine, container) = (self.clone(), container.clone());
+        self.watch(async move {
+            let wait = task::WaitRequest { id: container.id.clone(), ..Default::default() };
+            match shim.call_unbounded::<method::Wait>(&wait).await {
+                Ok(answer) => {
+                    let finished_at = answer.exited_at.map_or_else(wall_ns, |at| at.unix_ns());
+                    let (acting, ended) = (engine.clone(), container.clone());
+                    // An act of its own, so that it does not stop halfway when the runtime closes.
+                    engine.tasks.spawn(async move {
+                        acting.container_exited(&ended, answer.exit_status as i32, finished_at).await;
+                    });
+                }
+                // The death of the shim is handled for all its containers at once.
+                Err(error) => tracing::debug!(container = %container.id, %error, "wait ended"),
+            }
+        });
+    }
+
+    /// The path of a container's cgroup.
+    pub(crate) fn container_cgroup(&self, container: &Container, sandbox: &Sandbox) -> String {
+        self.cgroups.container_path(&sandbox.cgroup_parent(), &container.id)
+    }
+
+    /// The exit record that the shim writes.
+    pub(crate) fn exit_record(&self, id: &str) -> PathBuf {
+        self.layout.bundle(id).join(coracle_shim::protocol::EXIT_RECORD)
+    }
+}

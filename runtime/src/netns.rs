@@ -1,0 +1,257 @@
+//! The namespaces of a sandbox: made by a thread of their own, pinned by bind mounts, entered the same way.
+//!
+//! A namespace is a property of a thread, so every act here runs on a fresh thread that ends with the act
+//! and never serves the async runtime.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{UnmountFlags, mount_bind, unmount};
+use tokio::sync::oneshot;
+
+use crate::sys;
+
+/// Making, entering or removing namespaces failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NamespaceError {
+    /// The kernel refused fresh namespaces.
+    #[error("create the namespaces of {dir}")]
+    Unshare {
+        /// Where they were to be pinned.
+        dir: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The host name was refused.
+    #[error("set host name {name:?}")]
+    Hostname {
+        /// The name.
+        name: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The loopback interface could not be set up.
+    #[error("set the loopback interface of {dir} up")]
+    Loopback {
+        /// Where the namespace is pinned.
+        dir: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A sysctl was refused.
+    #[error("set sysctl {name}")]
+    Sysctl {
+        /// Its name with dots.
+        name: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A pin could not be mounted or unmounted.
+    #[error("pin namespace {path}")]
+    Pin {
+        /// The pin.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A pinned namespace could not be entered.
+    #[error("enter namespace {path}")]
+    Enter {
+        /// The pin.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// No thread could be started.
+    #[error("start a thread for namespaces")]
+    Thread(#[source] io::Error),
+}
+
+/// What namespaces a sandbox gets. A kind that the pod shares with the node is absent.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Plan {
+    pub(crate) network: bool,
+    pub(crate) ipc: bool,
+    /// A UTS namespace, and the host name in it.
+    pub(crate) hostname: Option<String>,
+    /// Namespaced sysctls, by name with dots.
+    pub(crate) sysctls: Vec<(String, String)>,
+}
+
+impl Plan {
+    fn is_empty(&self) -> bool {
+        !self.network && !self.ipc && self.hostname.is_none()
+    }
+}
+
+/// Makes the namespaces and pins them as `dir/{net,ipc,uts}`.
+///
+/// On an error pins may remain; [`remove`] takes them away.
+pub(crate) async fn create(plan: Plan, dir: PathBuf) -> Result<(), NamespaceError> {
+    if plan.is_empty() && plan.sysctls.is_empty() {
+        return Ok(());
+    }
+    on_thread(move || create_here(&plan, &dir)).await
+}
+
+fn create_here(plan: &Plan, dir: &Path) -> Result<(), NamespaceError> {
+    let mut flags = 0;
+    let mut kinds = Vec::with_capacity(3);
+    for (wanted, flag, kind) in [
+        (plan.network, sys::ns::NET, "net"),
+        (plan.ipc, sys::ns::IPC, "ipc"),
+        (plan.hostname.is_some(), sys::ns::UTS, "uts"),
+    ] {
+        if wanted {
+            flags |= flag;
+            kinds.push(kind);
+        }
+    }
+    sys::unshare(flags).map_err(|source| NamespaceError::Unshare { dir: dir.into(), source })?;
+    if let Some(name) = &plan.hostname {
+        rustix::system::sethostname(name.as_bytes())
+            .map_err(|error| NamespaceError::Hostname { name: name.clone(), source: error.into() })?;
+    }
+    if plan.network {
+        sys::loopback_up().map_err(|source| NamespaceError::Loopback { dir: dir.into(), source })?;
+    }
+    for (name, value) in &plan.sysctls {
+        fs::write(sysctl_path(name), value)
+            .map_err(|source| NamespaceError::Sysctl { name: name.clone(), source })?;
+    }
+    fs::create_dir_all(dir).map_err(|source| NamespaceError::Pin { path: dir.into(), source })?;
+    for kind in kinds {
+        let path = dir.join(kind);
+        let pinned = File::create(&path)
+            .and_then(|_| Ok(mount_bind(format!("/proc/thread-self/ns/{kind}"), &path)?));
+        pinned.map_err(|source| NamespaceError::Pin { path, source })?;
+    }
+    Ok(())
+}
+
+/// The file of a sysctl. Interface names may hold dots, so a name that is written with slashes keeps its dots.
+fn sysctl_path(name: &str) -> PathBuf {
+    let first_separator = name.find(['.', '/']).map(|at| &name[at..=at]);
+    let relative = match first_separator {
+        Some("/") => name.to_owned(),
+        _ => name.replace('.', "/"),
+    };
+    Path::new("/proc/sys").join(relative)
+}
+
+/// Unpins all namespaces of `dir` and removes it. Idempotent; goes on after an error and returns all.
+pub(crate) fn remove(dir: &Path) -> Vec<NamespaceError> {
+    let mut errors = Vec::new();
+    for kind in ["net", "ipc", "uts", "pid"] {
+        let path = dir.join(kind);
+        if let Err(source) = unpin(&path) {
+            errors.push(NamespaceError::Pin { path, source });
+        }
+    }
+    match fs::remove_dir(dir) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound && errors.is_empty() => {
+            errors.push(NamespaceError::Pin { path: dir.into(), source });
+        }
+        _ => {}
+    }
+    errors
+}
+
+fn unpin(path: &Path) -> io::Result<()> {
+    // A pin may be mounted more than once when a kill fell between mount and record: unmount until none is left.
+    loop {
+        match unmount(path, UnmountFlags::DETACH) {
+            Ok(()) => continue,
+            // Not a mount point, or gone.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Runs `act` on a thread inside the network namespace pinned at `path`.
+pub(crate) async fn within_network<T, F>(path: PathBuf, act: F) -> Result<T, NamespaceError>
+where
+    T: Send + 'static,
+    F: FnOnce() -> T + Send + 'static,
+{
+    on_thread(move || {
+        let enter = |source| NamespaceError::Enter { path: path.clone(), source };
+        let pin = File::open(&path).map_err(enter)?;
+        sys::setns(pin.as_fd(), sys::ns::NET).map_err(enter)?;
+        Ok(act())
+    })
+    .await
+}
+
+/// Runs `act` on a thread of its own that ends with it.
+pub(crate) async fn on_thread<T, F>(act: F) -> Result<T, NamespaceError>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T, NamespaceError> + Send + 'static,
+{
+    let (done, result) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("namespaces".into())
+        .stack_size(128 << 10)
+        .spawn(move || {
+            // The caller may have gone; what was made is found by its pins.
+            let _ = done.send(act());
+        })
+        .map_err(NamespaceError::Thread)?;
+    result.await.unwrap_or_else(|_| Err(NamespaceError::Thread(io::Error::other("the thread panicked"))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sysctl_names_keep_dots_of_interfaces_when_written_with_slashes() {
+        assert_eq!(sysctl_path("net.ipv4.ip_forward"), Path::new("/proc/sys/net/ipv4/ip_forward"));
+        assert_eq!(
+            sysctl_path("net/ipv4/conf/eth0.100/forwarding"),
+            Path::new("/proc/sys/net/ipv4/conf/eth0.100/forwarding")
+        );
+    }
+
+    #[tokio::test]
+    async fn namespaces_are_made_pinned_entered_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let pins = dir.path().join("ns");
+        let plan = Plan {
+            network: true,
+            ipc: true,
+            hostname: Some("pod-a".into()),
+            sysctls: vec![("net.ipv4.ip_unprivileged_port_start".into(), "81".into())],
+        };
+        let host = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap();
+        create(plan, pins.clone()).await.unwrap();
+        let (port, links) = within_network(pins.join("net"), || {
+            (
+                fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap(),
+                fs::read_to_string("/proc/thread-self/net/dev").unwrap(),
+            )
+        })
+        .await
+        .unwrap();
+        assert_eq!(port.trim(), "81");
+        assert!(links.contains("lo:"));
+        assert_eq!(fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap(), host);
+        assert!(remove(&pins).is_empty());
+        assert!(remove(&pins).is_empty());
+        assert!(!pins.exists());
+    }
+}

@@ -1,0 +1,123 @@
+//! One sandbox in memory, and the acts on sandboxes: make, stop, remove.
+//!
+//! The record lives in a `watch`: readers borrow it for a moment, waiters subscribe. `operation` lets one act
+//! at a time change the sandbox; reading needs it never.
+
+mod create;
+mod files;
+mod holder;
+mod shim;
+mod stop;
+
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use coracle_cri::v1;
+use tokio::sync::watch;
+
+use crate::config::Layout;
+use crate::record::{RecordError, SandboxPhase, SandboxRecord};
+use crate::service_error::ServiceError;
+use crate::shim_client::ShimClient;
+
+/// A sandbox.
+pub(crate) struct Sandbox {
+    pub(crate) id: String,
+    record: watch::Sender<SandboxRecord>,
+    shim: Mutex<Option<ShimClient>>,
+    /// Held by the act that changes the sandbox.
+    pub(crate) operation: tokio::sync::Mutex<()>,
+}
+
+impl Sandbox {
+    pub(crate) fn new(record: SandboxRecord) -> Sandbox {
+        Sandbox {
+            id: record.id.clone(),
+            record: watch::Sender::new(record),
+            shim: Mutex::new(None),
+            operation: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// The record. The borrow must not live across an await.
+    pub(crate) fn record(&self) -> watch::Ref<'_, SandboxRecord> {
+        self.record.borrow()
+    }
+
+    /// Changes the record, first on disk and then in memory.
+    pub(crate) fn change(
+        &self,
+        layout: &Layout,
+        change: impl FnOnce(&mut SandboxRecord),
+    ) -> Result<(), RecordError> {
+        let mut next = self.record.borrow().clone();
+        change(&mut next);
+        next.store(layout)?;
+        self.record.send_replace(next);
+        Ok(())
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        matches!(self.record.borrow().phase, SandboxPhase::Ready { .. })
+    }
+
+    pub(crate) fn is_visible(&self) -> bool {
+        !matches!(self.record.borrow().phase, SandboxPhase::Creating)
+    }
+
+    /// The connection to the shim of a ready sandbox.
+    pub(crate) fn shim(&self) -> Result<ShimClient, ServiceError> {
+        let shim = self.shim.lock().unwrap_or_else(PoisonError::into_inner);
+        shim.clone().ok_or_else(|| ServiceError::SandboxNotReady { id: self.id.clone() })
+    }
+
+    pub(crate) fn set_shim(&self, client: Option<ShimClient>) {
+        *self.shim.lock().unwrap_or_else(PoisonError::into_inner) = client;
+    }
+
+    /// The name that no other sandbox may have.
+    pub(crate) fn reserved_name(&self) -> String {
+        reserved_name(&self.record().config)
+    }
+
+    pub(crate) fn cgroup_parent(&self) -> String {
+        cgroup_parent(&self.record().config).to_owned()
+    }
+}
+
+pub(crate) fn reserved_name(config: &v1::PodSandboxConfig) -> String {
+    let metadata = config.metadata.clone().unwrap_or_default();
+    format!("{}_{}_{}_{}", metadata.name, metadata.namespace, metadata.uid, metadata.attempt)
+}
+
+pub(crate) fn cgroup_parent(config: &v1::PodSandboxConfig) -> &str {
+    match config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()) {
+        Some(parent) if !parent.is_empty() => parent,
+        // A caller that keeps no cgroups of its own: all its pods below one of ours.
+        _ => "/coracle",
+    }
+}
+
+/// Which namespaces the pod wants, with the defaults of an absent message.
+pub(crate) fn namespaces(config: &v1::PodSandboxConfig) -> v1::NamespaceOption {
+    let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    context.and_then(|context| context.namespace_options.clone()).unwrap_or_default()
+}
+
+pub(crate) fn is_host_network(config: &v1::PodSandboxConfig) -> bool {
+    namespaces(config).network() == v1::NamespaceMode::Node
+}
+
+/// The host name that the pod sees: its own, or the node's on the host's network.
+pub(crate) fn hostname(config: &v1::PodSandboxConfig) -> String {
+    if !config.hostname.is_empty() {
+        return config.hostname.clone();
+    }
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// The pin of one kind of namespace, if the sandbox has its own.
+pub(crate) fn pin(layout: &Layout, sandbox: &Sandbox, kind: &str) -> Option<PathBuf> {
+    let path = layout.pins(&sandbox.id).join(kind);
+    path.exists().then_some(path)
+}

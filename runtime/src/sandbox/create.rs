@@ -1,0 +1,108 @@
+//! Making a sandbox: record first, then cgroup, namespaces, files, shim and network, then readiness.
+//!
+//! Runs as one whole task per call. Whatever fails, everything made is given back before the error is told.
+
+use std::fs;
+use std::sync::Arc;
+
+use coracle_cri::v1;
+
+use super::{Sandbox, files, hostname, is_host_network, namespaces, reserved_name};
+use crate::cni::{self, Attachment};
+use crate::netns;
+use crate::record::{SandboxPhase, SandboxRecord};
+use crate::service::{Engine, new_id, wall_ns};
+use crate::service_error::{ServiceError, chain};
+
+impl Engine {
+    /// Makes a sandbox and answers its id.
+    pub(crate) async fn run_sandbox(
+        self: &Arc<Self>,
+        config: v1::PodSandboxConfig,
+        handler: String,
+    ) -> Result<String, ServiceError> {
+        if config.metadata.is_none() {
+            return Err(ServiceError::Missing { field: "metadata of the sandbox" });
+        }
+        if !handler.is_empty() && handler != crate::service::HANDLER {
+            return Err(ServiceError::Invalid {
+                what: format!(
+                    "no runtime for {handler:?} is configured; leave runtimeClassName out or use the handler {:?}",
+                    crate::service::HANDLER
+                ),
+            });
+        }
+        let id = new_id()?;
+        let name = reserved_name(&config);
+        self.reserve_name(&name, &id)?;
+        let sandbox = Arc::new(Sandbox::new(SandboxRecord::new(id.clone(), config, handler, wall_ns())));
+        self.index().sandboxes.insert(id.clone(), sandbox.clone());
+        let made = self.make_sandbox(&sandbox).await;
+        if let Err(error) = made {
+            for error in self.demolish_sandbox(&sandbox).await {
+                tracing::warn!(sandbox = %id, error = %chain(&error), "what a failed sandbox held was not all given back");
+            }
+            self.index().sandboxes.remove(&id);
+            self.release_name(&name, &id);
+            return Err(error);
+        }
+        self.watch_shim(&sandbox);
+        Ok(id)
+    }
+
+    async fn make_sandbox(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), ServiceError> {
+        let dir = self.layout.sandbox(&sandbox.id);
+        fs::create_dir(&dir).map_err(ServiceError::file("create", &dir))?;
+        let config = sandbox.record().config.clone();
+        let parent = sandbox.cgroup_parent();
+        let parent_missing = !self.cgroups.exists(&self.cgroups.parent_path(&parent));
+        sandbox.change(&self.layout, |record| record.owns_cgroup = parent_missing)?;
+        self.cgroups.ensure_parent(&parent)?;
+        netns::create(namespace_plan(&config), self.layout.pins(&sandbox.id)).await?;
+        files::write(&self.layout, &sandbox.id, &config)?;
+        if namespaces(&config).ipc() == v1::NamespaceMode::Pod {
+            files::mount_shm(&self.layout.shm(&sandbox.id), self.config.shm_size)?;
+        }
+        let (shim, ips) = tokio::join!(self.start_shim(&sandbox.id), self.join_network(sandbox, &config));
+        sandbox.set_shim(Some(shim?));
+        let ips = ips?;
+        if namespaces(&config).pid() == v1::NamespaceMode::Pod {
+            self.start_holder(sandbox).await?;
+        }
+        sandbox.change(&self.layout, |record| record.phase = SandboxPhase::Ready { ips })?;
+        Ok(())
+    }
+
+    async fn join_network(
+        &self,
+        sandbox: &Sandbox,
+        config: &v1::PodSandboxConfig,
+    ) -> Result<Vec<String>, ServiceError> {
+        if is_host_network(config) {
+            return Ok(Vec::new());
+        }
+        let metadata = config.metadata.clone().unwrap_or_default();
+        let attachment = Attachment {
+            sandbox_id: sandbox.id.clone(),
+            netns: self.layout.pins(&sandbox.id).join("net"),
+            pod_namespace: metadata.namespace,
+            pod_name: metadata.name,
+            pod_uid: metadata.uid,
+            capabilities: cni::capabilities(config),
+        };
+        Ok(self.cni.attach(&attachment).await?)
+    }
+}
+
+fn namespace_plan(config: &v1::PodSandboxConfig) -> netns::Plan {
+    let wanted = namespaces(config);
+    let network = wanted.network() != v1::NamespaceMode::Node;
+    let sysctls = config.linux.as_ref().map(|linux| linux.sysctls.clone()).unwrap_or_default();
+    netns::Plan {
+        network,
+        ipc: wanted.ipc() != v1::NamespaceMode::Node,
+        // The host's network comes with the host's name, as in every CRI runtime.
+        hostname: network.then(|| hostname(config)),
+        sysctls: sysctls.into_iter().collect(),
+    }
+}

@@ -1,0 +1,121 @@
+//! The holder of a PID namespace that a pod's containers share: a container of the shim whose only process is
+//! the shim's executable as `hold`, which reaps orphans. Its id is the sandbox's.
+//!
+//! Made and ended with its sandbox; no call of CRI shows it.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_shim::protocol::{method, task};
+use rustix::mount::mount_bind;
+use serde_json::json;
+
+use super::Sandbox;
+use crate::record::SandboxPhase;
+use crate::service::Engine;
+use crate::service_error::{ServiceError, chain};
+
+/// How long the maker may take to make and start the holder.
+const MAKE_BOUND: Duration = Duration::from_secs(60);
+
+impl Engine {
+    /// The bundle of a sandbox's holder.
+    pub(crate) fn holder_bundle(&self, id: &str) -> PathBuf {
+        self.layout.sandbox(id).join("holder")
+    }
+
+    /// Makes and starts the holder and pins its PID namespace.
+    pub(crate) async fn start_holder(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), ServiceError> {
+        let bundle = self.holder_bundle(&sandbox.id);
+        fs::create_dir(&bundle).map_err(ServiceError::file("create", &bundle))?;
+        let spec = self.holder_spec(sandbox);
+        let path = bundle.join("config.json");
+        fs::write(&path, spec.to_string()).map_err(ServiceError::file("write", path))?;
+        let shim = sandbox.shim()?;
+        let create = task::CreateTaskRequest {
+            id: sandbox.id.clone(),
+            bundle: bundle.to_string_lossy().into_owned(),
+            ..Default::default()
+        };
+        let pid = shim.call::<method::Create>(&create, MAKE_BOUND).await?.pid;
+        let start = task::StartRequest { id: sandbox.id.clone(), ..Default::default() };
+        shim.call::<method::Start>(&start, MAKE_BOUND).await?;
+        // A pin cannot be fooled by a reused process id, a path below /proc can.
+        let pin = self.layout.pins(&sandbox.id).join("pid");
+        fs::create_dir_all(self.layout.pins(&sandbox.id))
+            .and_then(|()| fs::File::create(&pin))
+            .and_then(|_| Ok(mount_bind(format!("/proc/{pid}/ns/pid"), &pin)?))
+            .map_err(ServiceError::file("pin", pin))?;
+        self.watch_holder(sandbox);
+        Ok(())
+    }
+
+    /// Without its first process the namespace takes no further one, so the pod must be made again.
+    pub(crate) fn watch_holder(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
+        let Ok(shim) = sandbox.shim() else { return };
+        let (engine, sandbox) = (self.clone(), sandbox.clone());
+        self.watch(async move {
+            let wait = task::WaitRequest { id: sandbox.id.clone(), ..Default::default() };
+            let ended = shim.call_unbounded::<method::Wait>(&wait).await;
+            if ended.is_ok() && sandbox.is_ready() {
+                tracing::warn!(sandbox = %sandbox.id, "the first process of the pod's PID namespace ended");
+                let changed = sandbox.change(&engine.layout, |record| record.phase = SandboxPhase::NotReady);
+                if let Err(error) = changed {
+                    tracing::warn!(sandbox = %sandbox.id, error = %chain(&error), "record not written");
+                }
+            }
+        });
+    }
+
+    /// Ends the holder. Idempotent.
+    pub(crate) async fn end_holder(&self, sandbox: &Sandbox) -> Result<(), ServiceError> {
+        if !self.holder_bundle(&sandbox.id).exists() {
+            return Ok(());
+        }
+        let cgroup = self.cgroups.container_path(&sandbox.cgroup_parent(), &sandbox.id);
+        self.end_task(sandbox, &sandbox.id, &cgroup).await?;
+        let bundle = self.holder_bundle(&sandbox.id);
+        match fs::remove_dir_all(&bundle) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(ServiceError::file("remove", bundle)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The least that a process needs: no capability, no write, no network of its own.
+    fn holder_spec(&self, sandbox: &Sandbox) -> serde_json::Value {
+        let mut namespaces = vec![json!({"type": "pid"}), json!({"type": "mount"})];
+        for (kind, name) in [("net", "network"), ("ipc", "ipc"), ("uts", "uts")] {
+            if let Some(path) = super::pin(&self.layout, sandbox, kind) {
+                namespaces.push(json!({"type": name, "path": path}));
+            }
+        }
+        json!({
+            "ociVersion": "1.0.2",
+            "process": {
+                "terminal": false,
+                "user": {"uid": 65535, "gid": 65535},
+                "args": ["/coracle-shim", "hold"],
+                "env": ["PATH=/"],
+                "cwd": "/",
+                "noNewPrivileges": true,
+                "capabilities": {"bounding": [], "effective": [], "permitted": []},
+            },
+            "root": {"path": self.layout.holder_rootfs(), "readonly": true},
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=64k"]},
+                {"destination": "/coracle-shim", "type": "bind", "source": self.config.shim, "options": ["bind", "ro"]},
+            ],
+            "linux": {
+                "cgroupsPath": self.cgroups.spec_path(&sandbox.cgroup_parent(), &sandbox.id),
+                "resources": {"devices": [{"allow": false, "access": "rwm"}]},
+                "namespaces": namespaces,
+            },
+        })
+    }
+}

@@ -1,0 +1,210 @@
+//! The start of a runtime over what an earlier one left: running pods are adopted, half-made ones torn down,
+//! pods of an earlier boot forgotten.
+//!
+//! Runs once, before the first call. One sandbox that cannot be adopted never keeps the others from it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_shim::protocol::{method, task};
+
+use super::{Engine, StartError};
+use crate::container::Container;
+use crate::record::{self, ContainerPhase, ContainerRecord, Exit, SandboxPhase, SandboxRecord};
+use crate::sandbox::{self, Sandbox};
+use crate::service::wall_ns;
+use crate::service_error::{ServiceError, chain};
+use crate::shim_client::ShimClient;
+
+/// How long a living shim may take to answer about a container.
+const ANSWER_BOUND: Duration = Duration::from_secs(10);
+
+impl Engine {
+    /// Takes over what the state folder records and sweeps what nothing records.
+    pub(crate) async fn adopt(self: &Arc<Self>, same_boot: bool) -> Result<(), StartError> {
+        let sandboxes = record::sandboxes(&self.layout)?;
+        let containers = record::containers(&self.layout)?;
+        for (name, error) in sandboxes.torn.iter().chain(&containers.torn) {
+            if let Some(error) = error {
+                tracing::warn!(%name, error = %chain(error), "record not usable; what it named is torn down");
+            }
+        }
+        if !same_boot {
+            tracing::info!(pods = sandboxes.records.len(), "records of an earlier boot: pods start afresh");
+        }
+        self.end_strays();
+        for record in sandboxes.records {
+            self.adopt_sandbox_record(record);
+        }
+        for record in containers.records {
+            self.adopt_container_record(record);
+        }
+        let known: Vec<Arc<Sandbox>> = self.index().sandboxes.values().cloned().collect();
+        futures_util::future::join_all(known.iter().map(|sandbox| self.adopt_sandbox(sandbox, same_boot))).await;
+        let torn = sandboxes.torn.into_iter().map(|(name, _)| name).collect();
+        let torn_containers = containers.torn.into_iter().map(|(name, _)| name).collect();
+        self.sweep(torn, torn_containers).await;
+        self.note_boot()
+    }
+
+    fn adopt_sandbox_record(self: &Arc<Self>, record: SandboxRecord) {
+        let id = record.id.clone();
+        let name = sandbox::reserved_name(&record.config);
+        let mut index = self.index();
+        index.names.insert(name, id.clone());
+        index.sandboxes.insert(id, Arc::new(Sandbox::new(record)));
+    }
+
+    fn adopt_container_record(self: &Arc<Self>, record: ContainerRecord) {
+        let container = Arc::new(Container::new(record));
+        let name = self.container_name(&container);
+        let mut index = self.index();
+        index.names.insert(name, container.id.clone());
+        index.containers.insert(container.id.clone(), container);
+    }
+
+    async fn adopt_sandbox(self: &Arc<Self>, sandbox: &Arc<Sandbox>, same_boot: bool) {
+        let phase = sandbox.record().phase.clone();
+        let socket = self.layout.shim_socket(&sandbox.id);
+        let shim = match same_boot {
+            true => ShimClient::connect(&socket).await.ok(),
+            false => None,
+        };
+        sandbox.set_shim(shim.clone());
+        if !same_boot || phase == SandboxPhase::Creating {
+            self.forget_sandbox(sandbox).await;
+            return;
+        }
+        for container in self.containers_of(&sandbox.id) {
+            self.adopt_container(sandbox, &container, shim.as_ref()).await;
+        }
+        match (&phase, shim) {
+            (SandboxPhase::Ready { .. }, Some(_)) => {
+                self.end_unknown_tasks(sandbox).await;
+                self.watch_shim(sandbox);
+                if self.holder_bundle(&sandbox.id).exists() {
+                    self.watch_holder(sandbox);
+                }
+            }
+            (SandboxPhase::Ready { .. }, None) => {
+                tracing::warn!(sandbox = %sandbox.id, "its shim died while no runtime was there; the pod is made again");
+                let changed = sandbox.change(&self.layout, |record| record.phase = SandboxPhase::NotReady);
+                if let Err(error) = changed {
+                    tracing::warn!(sandbox = %sandbox.id, error = %chain(&error), "record not written");
+                }
+                self.finish_giving_back(sandbox).await;
+            }
+            // A stop may have been cut in half.
+            (SandboxPhase::NotReady | SandboxPhase::Creating, _) => self.finish_giving_back(sandbox).await,
+        }
+    }
+
+    async fn finish_giving_back(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
+        for error in self.give_back_sandbox(sandbox).await {
+            tracing::warn!(sandbox = %sandbox.id, error = %chain(&error), "a stopped sandbox is not all given back");
+        }
+    }
+
+    /// Tears down a half-made sandbox, or one of an earlier boot, with all its containers.
+    async fn forget_sandbox(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
+        let mut errors = Vec::new();
+        for container in self.containers_of(&sandbox.id) {
+            errors.extend(self.forget_container(&container).await);
+        }
+        errors.extend(self.demolish_sandbox(sandbox).await);
+        for error in &errors {
+            tracing::warn!(sandbox = %sandbox.id, error = %chain(error), "a forgotten sandbox left something");
+        }
+        self.index().sandboxes.remove(&sandbox.id);
+        self.release_name(&sandbox.reserved_name(), &sandbox.id);
+    }
+
+    async fn forget_container(self: &Arc<Self>, container: &Arc<Container>) -> Vec<ServiceError> {
+        let errors = self.demolish_container(container).await;
+        let name = self.container_name(container);
+        self.index().containers.remove(&container.id);
+        self.release_name(&name, &container.id);
+        errors
+    }
+
+    async fn adopt_container(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        container: &Arc<Container>,
+        shim: Option<&ShimClient>,
+    ) {
+        let record = container.record().clone();
+        if record.phase == ContainerPhase::Creating {
+            for error in self.forget_container(container).await {
+                tracing::warn!(container = %container.id, error = %chain(&error), "a half-made container left something");
+            }
+            return;
+        }
+        if let Err(error) = self.images.hold(&container.id, &record.image_id) {
+            tracing::warn!(container = %container.id, error = %chain(&error), "the image of a container is gone");
+        }
+        match (&record.phase, shim) {
+            (ContainerPhase::Creating | ContainerPhase::Exited(_), _) => {}
+            (ContainerPhase::Created, Some(_)) if sandbox.is_ready() => {}
+            (ContainerPhase::Running { .. } | ContainerPhase::Starting, Some(shim)) => {
+                self.adopt_task(sandbox, container, shim).await;
+            }
+            _ => self.lose_container(container, "the shim of this container died while no runtime watched").await,
+        }
+    }
+
+    /// Asks the shim how a container fares that ran, or was being started, when the last runtime ended.
+    async fn adopt_task(self: &Arc<Self>, sandbox: &Arc<Sandbox>, container: &Arc<Container>, shim: &ShimClient) {
+        let phase = container.record().phase.clone();
+        let request = task::StateRequest { id: container.id.clone(), exec_id: String::new() };
+        let state = shim.call::<method::State>(&request, ANSWER_BOUND).await;
+        let running = state.as_ref().is_ok_and(|state| {
+            matches!(state.status(), task::State::Running | task::State::Paused | task::State::Stopped)
+        });
+        if running {
+            let pid = state.map(|state| state.pid).unwrap_or_default();
+            if phase == ContainerPhase::Starting {
+                let next = ContainerPhase::Running { pid, started_at: wall_ns() };
+                if let Err(error) = container.change(&self.layout, |record| record.phase = next) {
+                    tracing::warn!(container = %container.id, error = %chain(&error), "record not written");
+                }
+            }
+            self.watch_exit(container, shim.clone());
+            return;
+        }
+        if matches!(phase, ContainerPhase::Running { .. }) {
+            self.lose_container(container, "its shim does not know this container any more").await;
+            return;
+        }
+        let cgroup = self.container_cgroup(container, sandbox);
+        if let Err(error) = self.end_task(sandbox, &container.id, &cgroup).await {
+            tracing::warn!(container = %container.id, error = %chain(&error), "an unfinished start left something");
+        }
+        let exit = Exit {
+            started_at: 0,
+            finished_at: wall_ns(),
+            code: 128,
+            reason: "StartError".into(),
+            message: "the runtime ended while this container was being started".into(),
+        };
+        self.note_exit(container, exit);
+    }
+
+    /// Ends what a shim runs without a record of ours: a removal that was cut in half.
+    async fn end_unknown_tasks(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
+        let Ok(shim) = sandbox.shim() else { return };
+        let Ok(info) = shim.call::<method::Info>(&Default::default(), ANSWER_BOUND).await else { return };
+        for task in info.containers {
+            let expected = task.id == sandbox.id
+                || self
+                    .container(&task.id)
+                    .is_ok_and(|container| matches!(container.record().phase, ContainerPhase::Running { .. }));
+            if !expected {
+                let cgroup = self.cgroups.container_path(&sandbox.cgroup_parent(), &task.id);
+                if let Err(error) = self.end_task(sandbox, &task.id, &cgroup).await {
+                    tracing::warn!(task = %task.id, error = %chain(&error), "a task without a record stays");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The sweep at the start of a runtime: what lies in our folders, or runs, and no record names.
+//!
+//! Runs once, after the adoption, so that whatever is known by then is in use.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{Engine, StartError};
+use crate::container::overlay;
+use crate::netns;
+use crate::service_error::chain;
+use crate::shim_client::ShimClient;
+
+impl Engine {
+    /// Removes everything of ours that no record names. Goes on after errors and logs them.
+    pub(crate) async fn sweep(self: &Arc<Self>, torn_sandboxes: Vec<String>, torn_containers: Vec<String>) {
+        for id in torn_sandboxes {
+            self.sweep_sandbox_folder(&id).await;
+        }
+        for id in torn_containers {
+            self.sweep_container_folder(&id).await;
+        }
+        let (sandboxes, containers): (HashSet<String>, HashSet<String>) = {
+            let index = self.index();
+            (index.sandboxes.keys().cloned().collect(), index.containers.keys().cloned().collect())
+        };
+        for id in names(&self.layout.layers()).into_iter().filter(|id| !containers.contains(id)) {
+            self.sweep_container_folder(&id).await;
+        }
+        for id in names(&self.layout.maker_root()) {
+            if !containers.contains(&id) && !sandboxes.contains(&id) {
+                report(&id, remove(self.layout.maker_root().join(&id)).await);
+            }
+        }
+        for id in self.cni.attached().into_iter().filter(|id| !sandboxes.contains(id)) {
+            for error in self.cni.detach(&id).await {
+                tracing::warn!(sandbox = %id, error = %chain(&error), "a swept sandbox keeps its network");
+            }
+        }
+        let sockets: HashSet<PathBuf> = sandboxes.iter().map(|id| self.layout.shim_socket(id)).collect();
+        for name in names(&self.layout.shims()) {
+            let socket = self.layout.shims().join(&name);
+            if !sockets.contains(&socket) {
+                if let Ok(client) = ShimClient::connect(&socket).await
+                    && let Err(error) = self.end_shim(&name, &client).await
+                {
+                    tracing::warn!(%name, error = %chain(&error), "a shim without a sandbox stays");
+                }
+                report(&name, fs::remove_file(&socket));
+            }
+        }
+    }
+
+    async fn sweep_sandbox_folder(&self, id: &str) {
+        for error in self.cni.detach(id).await {
+            tracing::warn!(sandbox = %id, error = %chain(&error), "a swept sandbox keeps its network");
+        }
+        for error in netns::remove(&self.layout.pins(id)) {
+            tracing::warn!(sandbox = %id, error = %chain(&error), "a swept sandbox keeps a namespace");
+        }
+        report(id, overlay::unmount_all(&self.layout.shm(id)));
+        report(id, remove(self.layout.sandbox(id)).await);
+    }
+
+    async fn sweep_container_folder(&self, id: &str) {
+        match overlay::unmount_all(&self.layout.rootfs(id)) {
+            Ok(()) => {
+                report(id, remove(self.layout.layer(id)).await);
+                report(id, remove(self.layout.bundle(id)).await);
+            }
+            // Removing now would reach through the mount.
+            error => report(id, error),
+        }
+    }
+
+    /// Ends processes that a killed runtime left in the middle of an act: network plugins that still run for
+    /// one of our sandboxes. Their work is undone afterwards, so it must have stopped.
+    pub(crate) fn end_strays(&self) {
+        let pins = self.layout.sandboxes();
+        for pid in processes() {
+            let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else { continue };
+            if is_plugin_of(&environment, &pins)
+                && let Some(pid) = Pid::from_raw(pid)
+            {
+                tracing::warn!(pid = pid.as_raw_nonzero(), "a network plugin of the last run is ended");
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+    }
+
+    /// Notes that the records are of this boot, once none of an earlier one is left.
+    pub(crate) fn note_boot(&self) -> Result<(), StartError> {
+        let path = self.layout.state.join("boot_id");
+        fs::read("/proc/sys/kernel/random/boot_id")
+            .and_then(|boot| fs::write(&path, boot))
+            .map_err(|source| StartError::Folder { path, source })
+    }
+}
+
+/// Whether an environment is that of a network plugin for a sandbox below `pins`.
+fn is_plugin_of(environment: &[u8], pins: &Path) -> bool {
+    use std::os::unix::ffi::OsStrExt as _;
+    environment
+        .split(|byte| *byte == 0)
+        .filter_map(|variable| variable.strip_prefix(b"CNI_NETNS="))
+        .any(|netns| netns.starts_with(pins.as_os_str().as_bytes()))
+}
+
+fn processes() -> Vec<i32> {
+    names(Path::new("/proc")).iter().filter_map(|name| name.parse().ok()).collect()
+}
+
+/// Names in a folder; none when it is not there.
+fn names(dir: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+async fn remove(path: PathBuf) -> std::io::Result<()> {
+    let removed = tokio::task::spawn_blocking(move || fs::remove_dir_all(path)).await;
+    removed.unwrap_or_else(|error| Err(std::io::Error::other(error)))
+}
+
+fn report(id: &str, result: std::io::Result<()>) {
+    match result {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(%id, %error, "swept, but something stays");
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plugin_is_known_by_the_namespace_it_works_on() {
+        let environment = b"PATH=/bin\0CNI_NETNS=/run/coracle/sandboxes/abc/ns/net\0";
+        assert!(is_plugin_of(environment, Path::new("/run/coracle/sandboxes")));
+        assert!(!is_plugin_of(environment, Path::new("/run/other")));
+    }
+}
