@@ -3,7 +3,6 @@
 //! One call per request. The worker ends when its input is closed, so an agent that dies takes it along; a caller
 //! that stops waiting has it killed.
 
-use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use tokio::sync::oneshot;
 use super::error::{Failure, FailureKind};
 use super::protocol::{Event, Progress, Request};
 use super::record::Record;
+use super::store::Options;
 
 /// How long a killed worker may take to be gone.
 const REAP: Duration = Duration::from_secs(10);
@@ -21,16 +21,17 @@ const REAP: Duration = Duration::from_secs(10);
 /// Runs one request in a fresh worker, or until `abandoned` is closed. When this returns, no process of the worker
 /// writes any more.
 pub(crate) async fn run(
-    helper: &Path,
+    options: &Options,
     request: &Request,
     mut progress: impl FnMut(Progress),
     abandoned: &mut oneshot::Receiver<()>,
 ) -> Result<Vec<Record>, Failure> {
     let starting = |error: std::io::Error| {
-        Failure::io(&format!("cannot start the image worker {}", helper.display()), &error)
+        Failure::io(&format!("cannot start the image worker {}", options.helper.display()), &error)
     };
-    let mut child = Command::new(helper)
+    let mut child = Command::new(&options.helper)
         .arg("image-worker")
+        .envs(options.environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .kill_on_drop(true)

@@ -33,6 +33,8 @@ pub(crate) enum Task {
         reference: String,
         credentials: Option<Credentials>,
         registries: Box<Registries>,
+        /// Seconds without a byte after which a connection counts as stalled.
+        stall: f64,
     },
     Load {
         path: PathBuf,
@@ -97,6 +99,8 @@ pub(crate) enum Order {
     Grown { layer: usize, bytes: u64 },
     /// The layer's blob is complete and verified.
     Verified { layer: usize },
+    /// The layer is here already; report it complete.
+    Skip { layer: usize },
 }
 
 /// Unpacker to worker.

@@ -1,11 +1,13 @@
 //! [`ImageStore`]: the agent's one handle on images.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot};
 
@@ -36,6 +38,10 @@ pub struct Options {
     pub platform: Platform,
     /// Bounds on what a layer unpacks to.
     pub limits: Limits,
+    /// How long a registry may send nothing before the connection counts as stalled and is tried again.
+    pub stall: Duration,
+    /// Variables for the workers on top of this process' own, such as HTTPS_PROXY and NO_PROXY.
+    pub environment: Vec<(OsString, OsString)>,
     /// How many workers run side by side.
     pub workers: usize,
 }
@@ -49,6 +55,8 @@ impl Options {
             registries: Registries::default(),
             platform: Platform::host(),
             limits: Limits::default(),
+            stall: Duration::from_secs(30),
+            environment: Vec::new(),
             workers: 3,
         }
     }
@@ -175,7 +183,12 @@ impl ImageStore {
             return Ok(image);
         }
         let registries = Box::new(self.options.registries.clone());
-        let task = Task::Pull { reference: name.clone(), credentials, registries };
+        let task = Task::Pull {
+            reference: name.clone(),
+            credentials,
+            registries,
+            stall: self.options.stall.as_secs_f64(),
+        };
         let failed = |source| ImageError::Pull { reference: name.clone(), source };
         let images = self.work(task, progress).await?.map_err(failed)?;
         let lost = || failed(Failure::new(FailureKind::Died, "the image worker told no image"));
@@ -369,7 +382,7 @@ impl ImageStore {
             limits: self.options.limits,
             task,
         };
-        let outcome = client::run(&self.options.helper, &request, progress, abandoned).await;
+        let outcome = client::run(&self.options, &request, progress, abandoned).await;
         let named = match outcome {
             Ok(records) => self.name(records).await.map(Ok),
             Err(failure) => {

@@ -7,20 +7,28 @@
 use std::ffi::OsString;
 use std::io::{self, BufReader};
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::confine;
 use super::digest::Digest;
 use super::error::{Failure, FailureKind};
 use super::layout::Layout;
 use super::manifest::Config;
+use super::platform::Platform;
 use super::protocol::{Event, Order, Progress, Report, Request, Task, receive, send};
 use super::record::Record;
+use super::reference::Reference;
+use super::unpack::Limits;
 use super::unpack::job::Job;
 
+mod auth;
+mod download;
 mod load;
+mod pull;
+mod remote;
 pub(crate) mod unpacker;
 
+use remote::Remote;
 use unpacker::Unpacker;
 
 /// Runs the hidden subcommand `image-worker` with the arguments behind its name; returns the exit code.
@@ -62,15 +70,20 @@ fn run() -> i32 {
 
 fn serve(request: Request) -> Result<Vec<Record>, Failure> {
     let starting = |error: io::Error| Failure::io("cannot start the image worker", &error);
-    let unpacker = match request.task {
+    let Request { store, worker, platform, limits, task } = request;
+    let unpacking = match task {
         Task::Save { .. } => None,
-        _ => Some(Unpacker::start(&request.store).map_err(starting)?),
+        _ => Some(unpacker::spawn(&store).map_err(starting)?),
     };
+    // Capabilities belong to threads, so this comes before the first other one and after the unpacker's start.
     confine::fetcher().map_err(starting)?;
     std::thread::Builder::new().stack_size(64 << 10).spawn(end_with_input).map_err(starting)?;
+    let unpacker = unpacking.map(Unpacker::attach).transpose().map_err(starting)?;
+    // Fails only if someone installed a provider before, and this process is ours alone.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(starting)?;
-    let mut session = Session { layout: Layout::new(request.store.clone()), unpacker, request };
-    runtime.block_on(session.serve())
+    let mut session = Session { layout: Layout::new(store), worker, platform, limits, unpacker };
+    runtime.block_on(session.serve(task))
 }
 
 /// Ends the process when the agent closes its end.
@@ -82,7 +95,10 @@ fn end_with_input() {
 /// One request being served.
 pub(crate) struct Session {
     pub(crate) layout: Layout,
-    pub(crate) request: Request,
+    /// Prefix of our names in `tmp`.
+    pub(crate) worker: String,
+    pub(crate) platform: Platform,
+    pub(crate) limits: Limits,
     unpacker: Option<Unpacker>,
 }
 
@@ -94,13 +110,17 @@ pub(crate) struct Blob {
 }
 
 impl Session {
-    async fn serve(&mut self) -> Result<Vec<Record>, Failure> {
-        match &self.request.task {
-            Task::Load { path } => {
-                let path = path.clone();
-                load::load(self, &path).await
+    async fn serve(&mut self, task: Task) -> Result<Vec<Record>, Failure> {
+        match task {
+            Task::Load { path } => load::load(self, &path).await,
+            Task::Pull { reference, credentials, registries, stall } => {
+                let reference = reference.parse::<Reference>();
+                let reference = reference.map_err(|error| Failure::of(FailureKind::Invalid, &error))?;
+                let stall = Duration::try_from_secs_f64(stall).unwrap_or(Duration::MAX);
+                let remote = Remote::new(&reference, &registries, credentials, stall)?;
+                pull::pull(self, &reference, &remote).await.map(|record| vec![record])
             }
-            Task::Pull { .. } | Task::Save { .. } => Err(Failure::new(FailureKind::Invalid, "not built yet")),
+            Task::Save { .. } => Err(Failure::new(FailureKind::Invalid, "not built yet")),
         }
     }
 
@@ -119,8 +139,8 @@ impl Session {
             diff_id: config.rootfs.diff_ids[layer].clone(),
             chain: chain[layer].clone(),
             parents: chain[..layer].to_vec(),
-            scratch: format!("{}-{}", self.request.worker, chain[layer].hex()),
-            limits: self.request.limits,
+            scratch: format!("{}-{}", self.worker, chain[layer].hex()),
+            limits: self.limits,
             last_use: !missing
                 .iter()
                 .any(|&later| later > layer && blobs[later].digest == blobs[layer].digest),
@@ -131,12 +151,13 @@ impl Session {
     /// Unpacks layers whose blobs are complete and verified.
     async fn unpack_all(&mut self, jobs: &[Job]) -> Result<(), Failure> {
         for job in jobs {
-            self.unpacker().order(&Order::Job(Box::new(job.clone())));
-            self.unpacker().order(&Order::Verified { layer: job.layer });
+            let orders = &self.unpacker().orders;
+            orders.send(&Order::Job(Box::new(job.clone())));
+            orders.send(&Order::Verified { layer: job.layer });
         }
         let mut left = jobs.len();
         while left > 0 {
-            if relay(self.unpacker().report().await?)? {
+            if relay(self.unpacker().reports.next().await?)? {
                 left -= 1;
             }
         }

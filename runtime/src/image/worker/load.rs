@@ -151,7 +151,7 @@ impl Members {
 
     /// Brings content into `ingest` under its digest.
     fn bring(&mut self, session: &Session, content: &mut impl Read) -> Result<Blob, Failure> {
-        let scratch = session.layout.tmp().join(format!("{}-load", session.request.worker));
+        let scratch = session.layout.tmp().join(format!("{}-load", session.worker));
         let failed = |error: io::Error| Failure::io("cannot store a blob of the archive", &error);
         let mut out = BufWriter::with_capacity(128 << 10, File::create(&scratch).map_err(failed)?);
         let mut hasher = Sha256::new();
@@ -167,7 +167,7 @@ impl Members {
             hasher.update(&buffer[..read]);
             out.write_all(&buffer[..read]).map_err(failed)?;
             size += read as u64;
-            if size > session.request.limits.bytes {
+            if size > session.limits.bytes {
                 return Err(Failure::new(
                     FailureKind::Refused,
                     "a member of the archive is past the size limit",
@@ -270,7 +270,7 @@ async fn install_layout(session: &mut Session, members: &Members) -> Result<Vec<
     };
     let mut by_image: Vec<(Digest, Vec<String>)> = Vec::new();
     for descriptor in &index {
-        if !descriptor.platform.as_ref().is_none_or(|p| session.request.platform.rank(p).is_some()) {
+        if !descriptor.platform.as_ref().is_none_or(|p| session.platform.rank(p).is_some()) {
             continue;
         }
         let name = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
@@ -285,7 +285,7 @@ async fn install_layout(session: &mut Session, members: &Members) -> Result<Vec<
         }
     }
     if by_image.is_empty() && !index.is_empty() {
-        manifest::choose(&index, &session.request.platform)?;
+        manifest::choose(&index, &session.platform)?;
     }
     let mut records = Vec::new();
     for (digest, tags) in by_image {
@@ -316,7 +316,7 @@ fn resolve(session: &Session, members: &Members, mut digest: Digest) -> Result<m
         match manifest::parse(&members.read(session, blob)?)? {
             Parsed::Manifest(manifest) => return Ok(manifest),
             Parsed::Index(index) => {
-                digest = manifest::choose(&index, &session.request.platform)?.digest.clone();
+                digest = manifest::choose(&index, &session.platform)?.digest.clone();
             }
         }
     }

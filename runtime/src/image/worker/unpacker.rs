@@ -4,6 +4,7 @@
 //! still being downloaded. Inside: one thread reads orders, the main thread unpacks, a third makes finished layers
 //! durable while the next one is unpacked. Each process ends when its input does, so neither outlives the agent.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -28,27 +29,39 @@ const REPORT_EVERY: u64 = 4 << 20;
 
 /// The worker's handle on the unpack process. Dropping it ends the process.
 pub(crate) struct Unpacker {
+    pub(crate) orders: Orders,
+    pub(crate) reports: Reports,
+}
+
+/// Where orders go. Shared by the downloads of one image.
+pub(crate) struct Orders(RefCell<Option<ChildStdin>>);
+
+/// Where reports come from.
+pub(crate) struct Reports {
     child: Child,
-    orders: Option<ChildStdin>,
-    reports: UnboundedReceiver<Report>,
+    receiver: UnboundedReceiver<Report>,
+}
+
+/// Starts the process for a store.
+pub(crate) fn spawn(store: &Path) -> io::Result<Child> {
+    Command::new("/proc/self/exe")
+        .args(["image-worker", "unpack"])
+        .arg(store)
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        // Never written to but by a panic; it keeps the agent's pipe open until this process is gone too, so that
+        // the agent sweeps only after the last file was written.
+        .stderr(Stdio::from(io::stdout().as_fd().try_clone_to_owned()?))
+        .spawn()
 }
 
 impl Unpacker {
-    /// Starts the process for a store.
-    pub(crate) fn start(store: &Path) -> io::Result<Self> {
-        let mut child = Command::new("/proc/self/exe")
-            .args(["image-worker", "unpack"])
-            .arg(store)
-            .env_clear()
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            // Never written to but by a panic; it keeps the agent's pipe open until this process is gone too, so that
-            // the agent sweeps only after the last file was written.
-            .stderr(Stdio::from(io::stdout().as_fd().try_clone_to_owned()?))
-            .spawn()?;
-        let orders = child.stdin.take();
+    /// Takes over a started process.
+    pub(crate) fn attach(mut child: Child) -> io::Result<Self> {
+        let orders = Orders(RefCell::new(child.stdin.take()));
         let output = child.stdout.take().expect("stdout is piped");
-        let (sender, reports) = tokio::sync::mpsc::unbounded_channel();
+        let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
         std::thread::Builder::new().name("image-reports".to_owned()).stack_size(128 << 10).spawn(
             move || {
                 let mut output = BufReader::new(output);
@@ -59,20 +72,24 @@ impl Unpacker {
                 }
             },
         )?;
-        Ok(Self { child, orders, reports })
+        Ok(Self { orders, reports: Reports { child, receiver } })
     }
+}
 
-    /// Sends an order; a process that is gone is noticed by [`Unpacker::report`].
-    pub(crate) fn order(&mut self, order: &Order) {
-        let Some(orders) = &mut self.orders else { return };
-        if send(orders, order).is_err() {
-            self.orders = None;
+impl Orders {
+    /// Sends an order; a process that is gone is noticed by [`Reports::next`].
+    pub(crate) fn send(&self, order: &Order) {
+        let mut orders = self.0.borrow_mut();
+        if orders.as_mut().is_some_and(|orders| send(orders, order).is_err()) {
+            *orders = None;
         }
     }
+}
 
+impl Reports {
     /// The next report; an error when the process ended before its work was done. Cancel-safe.
-    pub(crate) async fn report(&mut self) -> Result<Report, Failure> {
-        match self.reports.recv().await {
+    pub(crate) async fn next(&mut self) -> Result<Report, Failure> {
+        match self.receiver.recv().await {
             Some(report) => Ok(report),
             None => {
                 let status = self.child.wait().map_or_else(|e| e.to_string(), |status| status.to_string());
@@ -85,9 +102,8 @@ impl Unpacker {
     }
 }
 
-impl Drop for Unpacker {
+impl Drop for Reports {
     fn drop(&mut self) {
-        drop(self.orders.take());
         // It may be amid a large file; nothing it does needs an orderly end.
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -105,6 +121,8 @@ struct Growth {
 struct GrowthState {
     bytes: u64,
     verified: bool,
+    /// The layer came from elsewhere meanwhile.
+    skipped: bool,
 }
 
 impl Growth {
@@ -119,7 +137,9 @@ impl Growth {
 
     /// Waits until more than `bytes` are there or the blob is complete.
     fn more_than(&self, bytes: u64) -> GrowthState {
-        let state = self.changed.wait_while(self.lock(), |state| state.bytes <= bytes && !state.verified);
+        let state = self
+            .changed
+            .wait_while(self.lock(), |state| state.bytes <= bytes && !state.verified && !state.skipped);
         *state.unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
@@ -180,8 +200,11 @@ fn read_orders(to_main: &Sender<Job>, growths: &Growths) {
                     return;
                 }
             }
-            Order::Grown { layer, bytes } => growth_of(growths, layer).update(|state| state.bytes = bytes),
+            Order::Grown { layer, bytes } => {
+                growth_of(growths, layer).update(|state| state.bytes = state.bytes.max(bytes))
+            }
             Order::Verified { layer } => growth_of(growths, layer).update(|state| state.verified = true),
+            Order::Skip { layer } => growth_of(growths, layer).update(|state| state.skipped = true),
         }
     }
     // The worker has ended, or is gone: nobody waits for what is unfinished, wherever the main thread is.
@@ -207,6 +230,11 @@ fn run(layout: &Layout, jobs: &Receiver<Job>, growths: &Growths) -> Result<(), (
         // A layer under this one must be found under its name.
         committer.wait_for(&job)?;
         let growth = growth_of(growths, job.layer);
+        // The blob's file exists from the first byte on.
+        if growth.more_than(0).skipped {
+            report(&Report::Complete { layer: job.layer })?;
+            continue;
+        }
         if let Err(error) = unpack(layout, &job, &growth) {
             return failed(job.layer, &error);
         }

@@ -1,0 +1,65 @@
+//! What the image tests share: opening a store with the test helper as worker, and a base layer.
+#![allow(dead_code)]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use coracle_runtime::image::{ImageStore, Options};
+use coracle_runtime::testing::{Member, Tarball};
+
+/// Options of a store below `dir` whose workers are the crate's helper executable.
+pub fn options(dir: &Path) -> Options {
+    let mut options = Options::new(dir.join("images"));
+    options.helper = PathBuf::from(env!("CARGO_BIN_EXE_coracle-runtime-helper"));
+    options
+}
+
+/// A store below `dir`.
+pub fn open(dir: &Path) -> Arc<ImageStore> {
+    ImageStore::open(options(dir)).unwrap()
+}
+
+/// A layer with a bit of everything.
+pub fn base() -> Vec<u8> {
+    Tarball::new()
+        .dir("bin/")
+        .executable("bin/busybox", b"not really")
+        .hard_link("bin/sh", "bin/busybox")
+        .dir("etc/")
+        .file("etc/passwd", b"root:x:0:0::/root:/bin/sh\n")
+        .file("etc/removed", b"gone in the next layer")
+        .dir("opaque/")
+        .file("opaque/old", b"hidden by the next layer")
+        .symlink("lib", "usr/lib")
+        .dir("usr/lib/")
+        .file("usr/lib/libc.so", b"elf")
+        .member(&Member { name: "bin/su", mode: 0o4755, content: b"setuid", ..Member::default() })
+        .finish()
+}
+
+/// A layer over [`base`] that removes, hides and adds.
+pub fn upper() -> Vec<u8> {
+    Tarball::new()
+        .file("etc/.wh.removed", b"")
+        .file("opaque/.wh..wh..opq", b"")
+        .file("opaque/new", b"shown")
+        .file("lib/added.so", b"through a symlink of the lower layer")
+        .finish()
+}
+
+/// Names of everything below a folder, sorted.
+pub fn tree(root: &Path) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut left = vec![root.to_owned()];
+    while let Some(dir) = left.pop() {
+        for entry in std::fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            names.push(path.strip_prefix(root).unwrap().display().to_string());
+            if path.symlink_metadata().unwrap().is_dir() {
+                left.push(path);
+            }
+        }
+    }
+    names.sort();
+    names
+}
