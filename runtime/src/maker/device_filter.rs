@@ -99,6 +99,10 @@ fn assemble(rules: &[Rule]) -> Vec<u64> {
     ];
     for rule in rules.iter().rev() {
         block(&mut code, rule);
+        if rule.matches_all() {
+            // Nothing behind it is ever reached, and the kernel refuses programs with such parts.
+            return code;
+        }
     }
     // Without a rule that speaks, the kernel's v1 controller refuses too once it was told to deny all, as every
     // spec does first.

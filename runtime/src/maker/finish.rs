@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Capabilities, LinuxSeccomp, Process};
-use rustix::fs::{Access, AtFlags, CWD};
+use rustix::fs::{Access, AtFlags, CWD, StatVfsMountFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 
 use super::seccomp::{Filter, SeccompError};
@@ -40,6 +40,8 @@ pub(super) struct Init {
     pub readonly_root: bool,
     /// Mounts with the propagation that the spec names.
     pub propagation: Vec<(PathBuf, MountPropagationFlags)>,
+    /// Mounts that become read-only once their contents are in place.
+    pub readonly_after: Vec<PathBuf>,
     /// A clone of the host's tree for `/dev`, taken outside, attached here.
     pub dev_tree: Option<RawFd>,
 }
@@ -93,7 +95,7 @@ impl Finish {
         let cwd = self.process.cwd();
         make_cwd(cwd)?;
         if self.init.as_ref().is_some_and(|init| init.readonly_root) {
-            remount_root_readonly()?;
+            remount_readonly(Path::new("/"))?;
         }
         self.own_stdio()?;
         self.label()?;
@@ -252,7 +254,7 @@ impl Init {
                 source: error.into(),
             })?;
         }
-        Ok(())
+        self.readonly_after.iter().try_for_each(|target| remount_readonly(target))
     }
 }
 
@@ -306,18 +308,25 @@ fn make_cwd(cwd: &Path) -> Result<(), FinishError> {
     }
 }
 
-fn remount_root_readonly() -> Result<(), FinishError> {
-    let stat = rustix::fs::statvfs("/").map_err(|error| step("statfs /")(error.into()))?;
+/// Makes one mount read-only, keeping its other restrictions.
+fn remount_readonly(target: &Path) -> Result<(), FinishError> {
+    let fault = |error: rustix::io::Errno| FinishError::Path {
+        step: "make read-only",
+        path: target.to_owned(),
+        source: error.into(),
+    };
+    let stat = rustix::fs::statvfs(target).map_err(fault)?;
     let mut flags = MountFlags::BIND | MountFlags::RDONLY;
     for (set, flag) in [
-        (rustix::fs::StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
-        (rustix::fs::StatVfsMountFlags::NODEV, MountFlags::NODEV),
-        (rustix::fs::StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+        (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
+        (StatVfsMountFlags::NODEV, MountFlags::NODEV),
+        (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+        (StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
+        (StatVfsMountFlags::RELATIME, MountFlags::RELATIME),
     ] {
         flags.set(flag, stat.f_flag.contains(set));
     }
-    rustix::mount::mount_remount("/", flags, c"")
-        .map_err(|error| step("make the root read-only")(error.into()))
+    rustix::mount::mount_remount(target, flags, c"").map_err(fault)
 }
 
 /// Drops all but the last entry of each name, keeping the order of those.

@@ -87,6 +87,10 @@ pub fn main(args: Vec<OsString>) -> i32 {
 }
 
 fn run(globals: &Globals, command: &Command) -> Result<i32, Fault> {
+    if matches!(command, Command::Create(_) | Command::Exec(_)) {
+        sys::seal_own_executable()
+            .map_err(|source| Fault::Os { what: "protect the maker's executable", source })?;
+    }
     let mut warn = |text: &str| log(globals, "warning", text);
     match command {
         Command::Create(options) => create::create(globals, options, &mut warn).map(|()| 0),

@@ -10,10 +10,12 @@
 //!
 //! Pure, but for what [`Node`] was told.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    LinuxDeviceCgroup, LinuxNamespaceType, Mount, MountBuilder, PosixRlimitBuilder, Process, Spec, User,
+    LinuxDevice, LinuxDeviceCgroup, LinuxNamespaceType, Mount, MountBuilder, PosixRlimitBuilder, Process,
+    Spec, User,
 };
 use rustix::mount::MountPropagationFlags;
 
@@ -88,6 +90,7 @@ pub(super) fn prepare(
     let mut propagation = Vec::new();
     let cgroup_namespace =
         linux.namespaces().iter().flatten().any(|namespace| namespace.typ() == LinuxNamespaceType::Cgroup);
+    let mut readonly_after = Vec::new();
     let mut mounts = Vec::new();
     for mount in spec.mounts().iter().flatten() {
         propagation.extend(propagation_of(mount).map(|flags| (mount.destination().clone(), flags)));
@@ -97,14 +100,17 @@ pub(super) fn prepare(
         } else if mount.typ().as_deref() == Some("cgroup") && !node.mounts.unified() && !cgroup_namespace {
             let path = linux.cgroups_path().clone().unwrap_or_default();
             mounts.extend(cgroup_v1_mounts(mount, &node.mounts, &path));
+            // The tmpfs must take the mount points before nobody may write to it.
+            readonly_after.extend(has_option(mount, "ro").then(|| mount.destination().clone()));
         } else {
             mounts.push(mount.clone());
         }
     }
+    linux.set_devices(linux.devices().as_ref().map(|devices| makeable_devices(devices, &mounts)));
     spec.set_mounts(Some(mounts));
     spec.set_process(Some(for_libcontainer(&process)));
     spec.set_linux(Some(linux));
-    let init = Init { readonly_root, propagation, dev_tree: None };
+    let init = Init { readonly_root, propagation, readonly_after, dev_tree: None };
     let finish = Finish { process, seccomp, keyring, init: Some(init) };
     Ok(Prepared { spec, finish, dev_source, device_rules, warnings })
 }
@@ -186,8 +192,24 @@ fn propagation_of(mount: &Mount) -> Option<MountPropagationFlags> {
 }
 
 fn is_bind(mount: &Mount) -> bool {
-    mount.typ().as_deref() == Some("bind")
-        || mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind")
+    mount.typ().as_deref() == Some("bind") || has_option(mount, "bind") || has_option(mount, "rbind")
+}
+
+fn has_option(mount: &Mount, option: &str) -> bool {
+    mount.options().iter().flatten().any(|existing| existing == option)
+}
+
+/// Devices that libcontainer may make: each path once, and none where a mount brings its own. It fails on a node
+/// that exists, runc does not.
+fn makeable_devices(devices: &[LinuxDevice], mounts: &[Mount]) -> Vec<LinuxDevice> {
+    let mut seen = HashSet::new();
+    let dev = Path::new("/dev");
+    let mounted = |path: &Path| {
+        let below_dev =
+            mounts.iter().map(Mount::destination).filter(|target| *target != dev && target.starts_with(dev));
+        below_dev.into_iter().any(|target| path.starts_with(target))
+    };
+    devices.iter().filter(|d| !mounted(d.path()) && seen.insert(d.path().clone())).cloned().collect()
 }
 
 fn tmpfs(target: &str, options: &[&str]) -> Mount {
@@ -203,7 +225,7 @@ fn tmpfs(target: &str, options: &[&str]) -> Mount {
 /// The container's own part of every v1 hierarchy, as runc mounts it: a tmpfs with a bind for each, read-only when
 /// the spec says so.
 fn cgroup_v1_mounts(mount: &Mount, host: &Mounts, cgroups_path: &Path) -> Vec<Mount> {
-    let readonly = mount.options().iter().flatten().any(|option| option == "ro");
+    let readonly = has_option(mount, "ro");
     let target = mount.destination().to_string_lossy().into_owned();
     let mut mounts = vec![tmpfs(&target, &["nosuid", "noexec", "nodev", "relatime", "mode=755"])];
     let relative = cgroups_path.strip_prefix("/").unwrap_or(cgroups_path);

@@ -58,6 +58,68 @@ pub(crate) fn execve(path: &CStr, args: &[CString], env: &[CString]) -> io::Erro
     io::Error::last_os_error()
 }
 
+/// Executes this process anew from a clone of its executable's mount that nobody can write through, unless it runs
+/// from such a one. Returns only when there is nothing to do, or on failure.
+///
+/// A process that is about to enter a container can be reached from inside as `/proc/PID/exe`; root of the container
+/// could reopen that for writing and own the host's binary (CVE-2019-5736). A read-only mount of it refuses, and
+/// being detached it is in no mount namespace where anybody could change it.
+pub(crate) fn seal_own_executable() -> io::Result<()> {
+    use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
+    #[repr(C)]
+    struct MountAttr {
+        set: u64,
+        clear: u64,
+        propagation: u64,
+        userns: u64,
+    }
+    const MOUNT_ATTR_RDONLY: u64 = 1;
+    const OPEN_TREE_CLONE: libc::c_int = 1;
+
+    let exe = rustix::fs::open("/proc/self/exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    if rustix::fs::fstatvfs(&exe)?.f_flag.contains(StatVfsMountFlags::RDONLY) {
+        return Ok(());
+    }
+    let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC | libc::AT_EMPTY_PATH;
+    // SAFETY: the path is a valid empty string, the descriptor is open.
+    let tree = check(unsafe { libc::syscall(libc::SYS_open_tree, exe.as_raw_fd(), c"".as_ptr(), flags) })?;
+    let tree = own(tree as RawFd);
+    let attr = MountAttr { set: MOUNT_ATTR_RDONLY, clear: 0, propagation: 0, userns: 0 };
+    // SAFETY: the attribute outlives the call and its size is its own.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &attr,
+            std::mem::size_of::<MountAttr>(),
+        )
+    })?;
+    let args: Vec<CString> = std::env::args_os()
+        .map(|arg| CString::new(arg.as_encoded_bytes()).map_err(io::Error::other))
+        .collect::<Result<_, _>>()?;
+    let argv: Vec<_> = args.iter().map(|arg| arg.as_ptr()).chain([std::ptr::null()]).collect();
+    // SAFETY: the array ends with a null pointer and its strings outlive the call; `environ` is the process's own.
+    unsafe {
+        let env: *const *const libc::c_char = environ.cast();
+        libc::syscall(
+            libc::SYS_execveat,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            argv.as_ptr(),
+            env,
+            libc::AT_EMPTY_PATH,
+        );
+    }
+    Err(io::Error::last_os_error())
+}
+
+// SAFETY: every libc defines it; it is only read, by a process of one thread.
+unsafe extern "C" {
+    static environ: *const *const libc::c_char;
+}
+
 /// Waits for a child and returns its exit code, 128 + N for a death by signal N.
 pub(crate) fn wait(pid: i32) -> io::Result<i32> {
     let mut status = 0;

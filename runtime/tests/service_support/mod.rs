@@ -1,7 +1,7 @@
 //! A runtime with folders, cgroups and an image of its own, for tests that run real pods.
 //!
 //! The shim is `$CORACLE_SHIM`, or `coracle-shim` beside the tests' own executables, built when it is missing.
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
 use std::fs;
 use std::future::Future;
@@ -81,6 +81,9 @@ impl Node {
     }
 
     pub async fn with(change: impl FnOnce(&mut Config)) -> Node {
+        // Shown for failed tests only, and only what RUST_LOG asks for.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let dir = tempfile::Builder::new().prefix("coracle-service-").tempdir().unwrap();
         let name = format!("coracle-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let mut config = Config::new(dir.path().join("root"), dir.path().join("state"), shim());
