@@ -5,6 +5,8 @@
 
 mod adapters;
 mod publisher;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
