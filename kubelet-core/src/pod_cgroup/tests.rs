@@ -1,1 +1,182 @@
-//! Tests.
+//! Pod cgroups on this machine's own hierarchies, under a root of the test's own; names and limits by table.
+
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn pod(uid: &str, container: Value) -> Pod {
+    serde_json::from_value(json!({
+        "metadata": {"name": "web", "namespace": "ns", "uid": uid}, "spec": {"containers": [container]}
+    }))
+    .unwrap()
+}
+
+fn limited() -> Value {
+    json!({"name": "c", "resources": {"requests": {"cpu": "250m", "memory": "32Mi"},
+        "limits": {"cpu": "500m", "memory": "64Mi"}}})
+}
+
+/// Groups under a root that goes with the test.
+struct Fixture {
+    cgroups: PodCgroups,
+    root: String,
+}
+
+impl Fixture {
+    fn new(test: &str) -> Self {
+        let root = format!("/coracle-test-{test}-{}", std::process::id());
+        let facts = HostFacts {
+            cgroup_v2: sys::is_cgroup2(Path::new("/sys/fs/cgroup")).unwrap(),
+            ..HostFacts::default()
+        };
+        let config = PodCgroupConfig {
+            root: root.clone(),
+            driver: CgroupDriver::Cgroupfs,
+            pids_limit: Some(77),
+            enforce_cpu_limits: true,
+            cpu_period_us: 100_000,
+        };
+        Self { cgroups: PodCgroups::new(config, &facts).unwrap(), root }
+    }
+
+    fn dirs(&self, relative: &str) -> Vec<PathBuf> {
+        let name = GroupName::new(&format!("{}/{relative}", self.root));
+        self.cgroups.dirs(&name).into_iter().filter(|dir| dir.is_dir()).collect()
+    }
+
+    /// The value of a file in whichever hierarchy has it.
+    fn read(&self, relative: &str, v1_file: &str, v2_file: &str) -> Option<String> {
+        let file = if matches!(self.cgroups.hierarchy, Hierarchy::V2 { .. }) { v2_file } else { v1_file };
+        let texts = self.dirs(relative).into_iter().map(|dir| std::fs::read_to_string(dir.join(file)));
+        texts.flatten().next().map(|text| text.trim().to_owned())
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        for dir in self.dirs("") {
+            let removed = remove_tree(&dir, deadline);
+            assert!(removed.is_ok() || std::thread::panicking(), "{removed:?}");
+        }
+    }
+}
+
+#[test]
+fn names_are_folders_or_slices() {
+    let name = |class, driver| GroupName::new("/").child(KUBEPODS).tier(class).child("pod1-2").path(driver);
+    for (class, driver, path) in [
+        (QosClass::Guaranteed, CgroupDriver::Cgroupfs, "/kubepods/pod1-2"),
+        (QosClass::Burstable, CgroupDriver::Cgroupfs, "/kubepods/burstable/pod1-2"),
+        (QosClass::BestEffort, CgroupDriver::Cgroupfs, "/kubepods/besteffort/pod1-2"),
+        (QosClass::Guaranteed, CgroupDriver::Systemd, "/kubepods.slice/kubepods-pod1_2.slice"),
+        (
+            QosClass::Burstable,
+            CgroupDriver::Systemd,
+            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice",
+        ),
+    ] {
+        assert_eq!(name(class, driver), path);
+    }
+    let rooted = GroupName::new("/a/b").child("kubepods");
+    assert_eq!(rooted.path(CgroupDriver::Cgroupfs), "/a/b/kubepods");
+    assert_eq!(rooted.path(CgroupDriver::Systemd), "/a.slice/a-b.slice/a-b-kubepods.slice");
+}
+
+#[test]
+fn a_pods_group_has_its_limits_and_goes_with_its_processes() {
+    let fixture = Fixture::new("limits");
+    let pod = pod("u1", limited());
+    fixture.cgroups.ensure(&pod).unwrap();
+    let group = "kubepods/burstable/podu1";
+    assert_eq!(fixture.cgroups.parent(&pod), format!("{}/{group}", fixture.root));
+    let is_v2 = matches!(fixture.cgroups.hierarchy, Hierarchy::V2 { .. });
+    assert_eq!(fixture.read(group, "pids.max", "pids.max").unwrap(), "77");
+    assert_eq!(fixture.read(group, "memory.limit_in_bytes", "memory.max").unwrap(), (64 << 20).to_string());
+    let shares = fixture.read(group, "cpu.shares", "cpu.weight").unwrap();
+    assert_eq!(shares, if is_v2 { "35" } else { "256" });
+    let quota = fixture.read(group, "cpu.cfs_quota_us", "cpu.max").unwrap();
+    assert_eq!(quota, if is_v2 { "50000 100000" } else { "50000" });
+    let tier = fixture.read("kubepods/burstable", "cpu.shares", "cpu.weight").unwrap();
+    assert_eq!(tier, shares, "the tier has what its pods request together");
+
+    // Once more changes nothing, also what someone set by hand.
+    fixture.cgroups.ensure(&pod).unwrap();
+
+    // A leftover process in a container's group.
+    let mut leftover = Command::new("sleep").arg("600").stdout(Stdio::null()).spawn().unwrap();
+    for dir in fixture.dirs(group) {
+        let container = dir.join("container");
+        std::fs::create_dir(&container).unwrap();
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            if let Ok(value) = std::fs::read_to_string(dir.join(file)) {
+                std::fs::write(container.join(file), value.trim()).unwrap();
+            }
+        }
+        std::fs::write(container.join("cgroup.procs"), leftover.id().to_string()).unwrap();
+    }
+    // A dead child of the test would stay in its group until it is waited for.
+    let waiter = std::thread::spawn(move || leftover.wait().unwrap());
+    assert!(fixture.cgroups.remove("u1").is_empty());
+    assert!(!waiter.join().unwrap().success());
+    assert!(fixture.dirs(group).is_empty());
+    assert!(fixture.cgroups.remove("u1").is_empty(), "twice is once");
+}
+
+#[test]
+fn best_effort_pods_have_the_least_share_and_no_limit() {
+    let fixture = Fixture::new("besteffort");
+    fixture.cgroups.ensure(&pod("u2", json!({"name": "c"}))).unwrap();
+    let group = "kubepods/besteffort/podu2";
+    let is_v2 = matches!(fixture.cgroups.hierarchy, Hierarchy::V2 { .. });
+    let least = if is_v2 { "1" } else { "2" };
+    assert_eq!(fixture.read(group, "cpu.shares", "cpu.weight").unwrap(), least);
+    assert_eq!(fixture.read("kubepods/besteffort", "cpu.shares", "cpu.weight").unwrap(), least);
+    let quota = fixture.read(group, "cpu.cfs_quota_us", "cpu.max").unwrap();
+    assert_eq!(quota, if is_v2 { "max 100000" } else { "-1" });
+    assert!(fixture.cgroups.remove("u2").is_empty());
+}
+
+#[test]
+fn without_controllers_there_is_a_name_and_nothing_to_do() {
+    let config = PodCgroupConfig {
+        root: "/".into(),
+        driver: CgroupDriver::Cgroupfs,
+        pids_limit: None,
+        enforce_cpu_limits: true,
+        cpu_period_us: 100_000,
+    };
+    let hierarchy = Hierarchy::V1 { mounts: Vec::new() };
+    let cgroups =
+        PodCgroups { config, hierarchy, hugepage_sizes: vec![2 << 20], burstable: Mutex::default() };
+    let pod = pod("u3", limited());
+    cgroups.ensure(&pod).unwrap();
+    assert_eq!(cgroups.parent(&pod), "/kubepods/burstable/podu3");
+    assert!(cgroups.remove("u3").is_empty());
+}
+
+#[test]
+fn settings_leave_out_what_is_not_limited() {
+    let limits = qos::PodCgroupLimits { cpu_shares: 2, cpu_period: 100_000, ..Default::default() };
+    assert_eq!(write::settings(&limits, None, &[]), [write::Setting::CpuShares(2)]);
+    let limits = qos::PodCgroupLimits {
+        cpu_shares: 5,
+        cpu_quota: Some(-1),
+        cpu_period: 100_000,
+        memory: Some(9),
+        hugepages: [(2 << 20, 4)].into(),
+    };
+    assert_eq!(
+        write::settings(&limits, Some(3), &[2 << 20, 1 << 30]),
+        [
+            write::Setting::CpuShares(5),
+            write::Setting::CpuQuota { quota: -1, period: 100_000 },
+            write::Setting::Memory(9),
+            write::Setting::Pids(3),
+            write::Setting::HugePages { page_size: 2 << 20, limit: 4 },
+            write::Setting::HugePages { page_size: 1 << 30, limit: 0 },
+        ]
+    );
+}
