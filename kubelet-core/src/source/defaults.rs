@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::image_name::parse_image_name;
 use crate::api::{
     Container, DownwardAPIVolumeFile, EmptyDirVolumeSource, HTTPGetAction, LifecycleHandler,
-    ObjectFieldSelector, Pod, PodSecurityContext, Probe, Quantity, ResourceRequirements, Secret, Volume,
+    ObjectFieldSelector, Pod, PodSecurityContext, PodSpec, Probe, Quantity, ResourceRequirements, Secret, Volume,
 };
 
 /// `0644`, the mode of files in volumes.
@@ -20,7 +20,7 @@ const TOKEN_SECONDS: i64 = 3600;
 /// Fills in what a manifest leaves out.
 pub fn default_pod(pod: &mut Pod) {
     let spec = &mut pod.spec;
-    let containers = || -> [fn(&mut crate::api::PodSpec) -> &mut Vec<Container>; 2] {
+    let containers = || -> [fn(&mut PodSpec) -> &mut Vec<Container>; 2] {
         [|spec| &mut spec.init_containers, |spec| &mut spec.containers]
     };
     for list in containers() {
@@ -225,14 +225,14 @@ impl Volume {
 fn default_pod_resources(pod: &mut Pod) {
     let Some(mut resources) = pod.spec.resources.take() else { return };
     if !resources.limits.is_empty() || !resources.requests.is_empty() {
-        for (name, sum) in aggregate(pod, |resources| &resources.limits) {
+        for (name, sum) in aggregate(&pod.spec, |resources| &resources.limits) {
             if name.starts_with("hugepages-") && !resources.requests.contains_key(&name) {
                 resources.limits.entry(name).or_insert(sum);
             }
         }
     }
     if !resources.limits.is_empty() {
-        for (name, sum) in aggregate(pod, |resources| &resources.requests) {
+        for (name, sum) in aggregate_requests(&pod.spec) {
             if name == "cpu" || name == "memory" {
                 resources.requests.entry(name).or_insert(sum);
             }
@@ -246,19 +246,24 @@ fn default_pod_resources(pod: &mut Pod) {
     pod.spec.resources = Some(resources);
 }
 
+/// What all containers request together.
+pub(super) fn aggregate_requests(spec: &PodSpec) -> BTreeMap<String, Quantity> {
+    aggregate(spec, |resources| &resources.requests)
+}
+
 /// What all containers need together: the sum of those that run side by side, or more where an init
 /// container needs more while the sidecars before it run (component-helpers' `AggregateContainerRequests`).
 fn aggregate(
-    pod: &Pod,
+    spec: &PodSpec,
     list: fn(&ResourceRequirements) -> &BTreeMap<String, Quantity>,
 ) -> BTreeMap<String, Quantity> {
     let mut running: BTreeMap<String, i64> = BTreeMap::new();
-    for (name, quantity) in pod.spec.containers.iter().flat_map(|container| list(&container.resources)) {
+    for (name, quantity) in spec.containers.iter().flat_map(|container| list(&container.resources)) {
         *running.entry(name.clone()).or_default() += quantity.milli_value();
     }
     let mut sidecars: BTreeMap<String, i64> = BTreeMap::new();
     let mut init: BTreeMap<String, i64> = BTreeMap::new();
-    for container in &pod.spec.init_containers {
+    for container in &spec.init_containers {
         for (name, quantity) in list(&container.resources) {
             if container.is_restartable_init() {
                 *running.entry(name.clone()).or_default() += quantity.milli_value();

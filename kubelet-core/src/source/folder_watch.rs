@@ -8,8 +8,8 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
-use tokio::io::unix::AsyncFd;
+use futures_util::{FutureExt as _, StreamExt as _};
+use inotify::{EventMask, EventOwned, EventStream, Inotify, WatchDescriptor, WatchMask, Watches};
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,17 +42,18 @@ pub(super) enum Attached {
 /// The watch.
 pub(super) struct FolderWatch {
     path: PathBuf,
-    fd: AsyncFd<Inotify>,
+    events: EventStream<Vec<u8>>,
+    watches: Watches,
     folder: Option<WatchDescriptor>,
     ancestor: Option<WatchDescriptor>,
-    buffer: Box<[u8; 4096]>,
 }
 
 impl FolderWatch {
     /// Watches nothing yet.
     pub(super) fn new(path: PathBuf) -> io::Result<Self> {
-        let fd = AsyncFd::new(Inotify::init()?)?;
-        Ok(Self { path, fd, folder: None, ancestor: None, buffer: Box::new([0; 4096]) })
+        let events = Inotify::init()?.into_event_stream(vec![0; 4096])?;
+        let watches = events.watches();
+        Ok(Self { path, events, watches, folder: None, ancestor: None })
     }
 
     /// Watches the folder, or where it would appear.
@@ -69,7 +70,7 @@ impl FolderWatch {
                 | WatchMask::DELETE_SELF
                 | WatchMask::MOVE_SELF
                 | WatchMask::ONLYDIR;
-            match self.fd.get_ref().watches().add(&self.path, mask) {
+            match self.watches.add(&self.path, mask) {
                 Ok(descriptor) => {
                     self.folder = Some(descriptor);
                     if self.path.is_symlink() {
@@ -96,7 +97,7 @@ impl FolderWatch {
     fn detach(&mut self) {
         for descriptor in [self.folder.take(), self.ancestor.take()].into_iter().flatten() {
             // The kernel has removed the watch itself when its folder is gone.
-            let _ = self.fd.get_ref().watches().remove(descriptor);
+            let _ = self.watches.remove(descriptor);
         }
     }
 
@@ -111,42 +112,38 @@ impl FolderWatch {
         let ancestors = self.path.ancestors().skip(1);
         for ancestor in ancestors {
             let ancestor = if ancestor.as_os_str().is_empty() { Path::new(".") } else { ancestor };
-            if let Ok(descriptor) = self.fd.get_ref().watches().add(ancestor, mask) {
+            if let Ok(descriptor) = self.watches.add(ancestor, mask) {
                 self.ancestor = Some(descriptor);
                 return;
             }
         }
     }
 
-    /// Waits for changes. Cancel-safe: what was not returned is still in the kernel's queue.
+    /// Waits for changes, then returns all that there are. Cancel-safe: an event is taken out only once this
+    /// no longer waits.
     pub(super) async fn changes(&mut self) -> io::Result<Vec<Change>> {
-        loop {
-            let mut guard = self.fd.readable_mut().await?;
-            let buffer = &mut self.buffer;
-            let (folder, ancestor) = (&self.folder, &self.ancestor);
-            let path = &self.path;
-            let read = guard.try_io(|fd| {
-                let events = fd.get_mut().read_events(&mut buffer[..])?;
-                let changes = events.filter_map(|event| {
-                    if event.mask.contains(EventMask::Q_OVERFLOW) {
-                        Some(Change::Lost)
-                    } else if folder.as_ref() == Some(&event.wd) {
-                        change_of(event.mask, event.name)
-                    } else if ancestor.as_ref() == Some(&event.wd) {
-                        is_on_the_way(path, event.name).then_some(Change::Folder)
-                    } else {
-                        // A watch that is gone; its last events may still come.
-                        None
-                    }
-                });
-                Ok(changes.collect::<Vec<_>>())
-            });
-            match read {
-                Ok(Ok(changes)) if changes.is_empty() => {}
-                Ok(result) => return result,
-                // Nothing to read after all.
-                Err(_) => {}
+        let mut changes = Vec::new();
+        while changes.is_empty() {
+            let mut next = self.events.next().await;
+            while let Some(event) = next {
+                changes.extend(self.change(&event?));
+                next = self.events.next().now_or_never().flatten();
             }
+        }
+        Ok(changes)
+    }
+
+    fn change(&self, event: &EventOwned) -> Option<Change> {
+        let name = event.name.as_deref();
+        if event.mask.contains(EventMask::Q_OVERFLOW) {
+            Some(Change::Lost)
+        } else if self.folder.as_ref() == Some(&event.wd) {
+            change_of(event.mask, name)
+        } else if self.ancestor.as_ref() == Some(&event.wd) {
+            is_on_the_way(&self.path, name).then_some(Change::Folder)
+        } else {
+            // A watch that is gone; its last events may still come.
+            None
         }
     }
 }

@@ -24,7 +24,7 @@ use crate::api::Pod;
 pub use catalog::FileError;
 pub use decode::{DecodeError, Decoded, MAX_BYTES, Object, decode};
 pub use defaults::{default_pod, default_secret};
-pub(crate) use image_name::{ImageName, parse_image_name};
+pub(crate) use image_name::parse_image_name;
 pub use manifest_dir::{ManifestDir, ManifestDirConfig, SourceError};
 pub use object_set::{ObjectSet, Objects};
 pub use static_pod::{ContentHash, StaticPodContext, make_static};

@@ -1,11 +1,21 @@
 //! Validation of pods, ConfigMaps and Secrets as an API server does it, in its words.
 //!
 //! Called by the manifest folder; pure. All errors of an object come back together, each naming its field,
-//! so that a file is mended once. The rules are those of Kubernetes' `pkg/apis/core/validation`.
+//! so that a file is mended once. The rules are those of Kubernetes' `pkg/apis/core/validation`, with the
+//! feature gates that 1.36 turns on by itself. What only a scheduler or Windows reads is not looked into.
 
+mod containers;
+mod env;
 mod field;
+mod handlers;
+mod mounts;
 mod names;
 mod objects;
+mod pod;
+mod references;
+mod resources;
+mod security;
+mod volumes;
 
 use crate::api::Pod;
 use field::{Errors, Path};
@@ -22,15 +32,28 @@ pub struct PodRules {
 }
 
 /// Everything that is wrong with a pod that has been defaulted; nothing for one that may run.
+///
+/// ```
+/// use coracle_kubelet_core::api::Pod;
+/// use coracle_kubelet_core::source::{default_pod, validate::{PodRules, validate_pod}};
+///
+/// let mut pod: Pod = serde_json::from_str(r#"{"metadata": {"name": "web", "namespace": "default"}}"#)?;
+/// default_pod(&mut pod);
+/// let errors = validate_pod(&pod, PodRules { allow_object_references: true });
+/// assert_eq!(errors[0].to_string(), "spec.containers: Required value");
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 pub fn validate_pod(pod: &Pod, rules: PodRules) -> Vec<FieldError> {
-    let _ = rules;
     let mut errors = Errors::default();
-    let metadata = Path::Root("metadata");
-    if pod.metadata.name.is_empty() {
-        errors.required(&metadata.child("name"), "name or generateName is required");
-    }
-    if pod.spec.containers.is_empty() {
-        errors.required(&Path::Root("spec").child("containers"), "");
+    names::validate_metadata(&pod.metadata, names::dns1123_subdomain, &mut errors);
+    pod::validate_spec(&pod.spec, &mut errors);
+    if !rules.allow_object_references
+        && let Some(reference) = references::object_reference(pod)
+    {
+        errors.forbidden(&Path::Root("spec"), format!("static pods may not reference {reference}"));
     }
     errors.0
 }
+
+#[cfg(test)]
+mod tests;

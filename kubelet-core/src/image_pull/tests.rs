@@ -1,0 +1,237 @@
+//! The puller over a fake runtime: reasons, messages, events and calls to the letter.
+
+use coracle_cri::testing::{Fault, FakeRuntime, Method};
+
+use super::*;
+use crate::api::{ByteString, LocalObjectReference, Secret};
+use crate::source::{ObjectSet, Objects};
+
+struct Fixture {
+    runtime: FakeRuntime,
+    objects: Arc<ObjectSet>,
+    events: EventRecorder,
+    puller: Arc<ImagePuller>,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        Self::with(ImagePullConfig::default())
+    }
+
+    fn with(config: ImagePullConfig) -> Self {
+        let runtime = FakeRuntime::new();
+        let objects = Arc::new(ObjectSet::default());
+        let (clock, _) = Clock::following_tokio(1_700_000_000);
+        let events = EventRecorder::new(clock.clone(), 100);
+        let puller =
+            ImagePuller::new(Arc::new(runtime.clone()), objects.clone(), events.clone(), clock, config);
+        Self { runtime, objects, events, puller: Arc::new(puller) }
+    }
+
+    async fn ensure(&self, image: &str, policy: &str) -> Result<ImageRef, PullError> {
+        let pod = pod("web", image, policy);
+        self.puller.ensure(&pod, &pod.spec.containers[0], &PodSandboxConfig::default()).await
+    }
+
+    fn events(&self) -> Vec<String> {
+        let snapshot = self.events.snapshot();
+        snapshot.iter().map(|e| format!("{:?} {} {}", e.r#type, e.reason, e.message)).collect()
+    }
+
+    fn add_secret(&self, name: &str, kind: &str, key: &str, data: &str) {
+        let mut secret = Secret { r#type: kind.to_owned(), ..Secret::default() };
+        secret.data.insert(key.to_owned(), ByteString(data.as_bytes().to_vec()));
+        let mut objects = Objects::clone(&self.objects.snapshot());
+        objects.secrets.insert(("default".to_owned(), name.to_owned()), Arc::new(secret));
+        self.objects.replace(objects);
+    }
+}
+
+fn pod(name: &str, image: &str, policy: &str) -> Pod {
+    let mut pod = Pod::default();
+    pod.metadata.name = name.to_owned();
+    pod.metadata.namespace = "default".to_owned();
+    pod.metadata.uid = Arc::from(format!("uid-{name}"));
+    pod.spec.containers = vec![Container {
+        name: "c".to_owned(),
+        image: image.to_owned(),
+        image_pull_policy: policy.to_owned(),
+        ..Container::default()
+    }];
+    pod
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_present_image_is_used_as_the_policy_says() {
+    let fixture = Fixture::new();
+    let id = fixture.runtime.add_image("busybox");
+    for policy in ["IfNotPresent", "Never"] {
+        assert_eq!(fixture.ensure("busybox", policy).await.unwrap().id, id);
+    }
+    assert!(fixture.runtime.pulls().is_empty());
+    let present = "Normal Pulled Container image \"busybox\" already present on machine and can be accessed by the pod";
+    assert_eq!(fixture.events(), [present]);
+    assert_eq!(fixture.events.snapshot()[0].field_path, "spec.containers{c}");
+    assert_eq!(fixture.ensure("busybox", "Always").await.unwrap().id, id);
+    assert_eq!(fixture.runtime.pulls()[0].image, "busybox:latest");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_image_is_pulled_and_told() {
+    let fixture = Fixture::new();
+    fixture.runtime.inject(Fault::delay(Method::PullImage, Duration::from_millis(1250)));
+    let image = fixture.ensure("busybox:1.37", "IfNotPresent").await.unwrap();
+    assert_eq!(image.id, fixture.runtime.images()[0].id);
+    assert_eq!(
+        fixture.events(),
+        [
+            "Normal Pulling Pulling image \"busybox:1.37\"",
+            "Normal Pulled Successfully pulled image \"busybox:1.37\" in 1.25s (1.25s including waiting). Image size: \
+             1048576 bytes.",
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_pulled_says_why() {
+    let fixture = Fixture::new();
+    let refused = fixture.ensure("busybox", "Never").await.unwrap_err();
+    assert_eq!(refused.reason, "ErrImageNeverPull");
+    assert_eq!(refused.message, "Container image \"busybox\" is not present with pull policy of Never");
+    let invalid = fixture.ensure("busy box", "IfNotPresent").await.unwrap_err();
+    assert_eq!(invalid.reason, "InvalidImageName");
+    assert_eq!(
+        invalid.message,
+        "Failed to apply default image tag \"busy box\": couldn't parse image name \"busy box\": invalid reference format"
+    );
+    fixture.runtime.fail_next(Method::ImageStatus, Status::unavailable("gone"));
+    let blind = fixture.ensure("busybox", "IfNotPresent").await.unwrap_err();
+    assert_eq!(blind.reason, "ImageInspectError");
+    assert_eq!(blind.message, "Failed to inspect image \"busybox\": rpc error: code = Unavailable desc = gone");
+    assert_eq!(
+        fixture.events(),
+        [
+            "Warning ErrImageNeverPull Container image \"busybox\" is not present with pull policy of Never",
+            "Warning Failed Error: ErrImageNeverPull",
+            &format!("Warning InspectFailed {}", invalid.message),
+            "Warning Failed Error: InvalidImageName",
+            &format!("Warning InspectFailed {}", blind.message),
+            "Warning Failed Error: ImageInspectError",
+        ]
+    );
+    fixture.runtime.refuse_pull("a", Status::unknown("RegistryUnavailable: no route to host"));
+    let unavailable = fixture.ensure("a", "Always").await.unwrap_err();
+    assert_eq!(unavailable.reason, "RegistryUnavailable");
+    assert_eq!(
+        unavailable.message,
+        "image pull failed for a because the registry is unavailable: no route to host"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_back_off_from_ten_seconds_to_five_minutes() {
+    let fixture = Fixture::new();
+    fixture.runtime.refuse_pull("busybox", Status::not_found("no such manifest"));
+    let mut delays = Vec::new();
+    for _ in 0..7 {
+        let now = fixture.puller.clock.now().boot;
+        let failed = fixture.ensure("busybox", "Always").await.unwrap_err();
+        assert_eq!(failed.reason, "ErrImagePull");
+        assert_eq!(failed.message, "rpc error: code = NotFound desc = no such manifest");
+        let until = failed.retry_at.unwrap();
+        delays.push((until - now).as_secs());
+        let waiting = fixture.ensure("busybox", "Always").await.unwrap_err();
+        assert_eq!((waiting.reason, waiting.retry_at), ("ImagePullBackOff", Some(until)));
+        assert_eq!(
+            waiting.message,
+            "Back-off pulling image \"busybox\": ErrImagePull: rpc error: code = NotFound desc = no such manifest"
+        );
+        tokio::time::advance(until - now).await;
+    }
+    assert_eq!(delays, [10, 20, 40, 80, 160, 300, 300]);
+    assert_eq!(fixture.runtime.pulls().len(), 7, "nothing is asked while backing off");
+    assert_eq!(
+        fixture.events(),
+        [
+            "Normal Pulling Pulling image \"busybox\"",
+            "Warning Failed Failed to pull image \"busybox\": rpc error: code = NotFound desc = no such manifest",
+            "Warning Failed Error: ErrImagePull",
+            "Normal BackOff Back-off pulling image \"busybox\"",
+            "Warning Failed Error: ImagePullBackOff",
+        ]
+    );
+    tokio::time::advance(Duration::from_secs(601)).await;
+    let now = fixture.puller.clock.now().boot;
+    let fresh = fixture.ensure("busybox", "Always").await.unwrap_err();
+    assert_eq!(fresh.retry_at.unwrap() - now, Duration::from_secs(10));
+    // Another pod of the same image has not failed yet.
+    let other = pod("other", "busybox", "Always");
+    let sandbox = PodSandboxConfig::default();
+    let failed = fixture.puller.ensure(&other, &other.spec.containers[0], &sandbox).await.unwrap_err();
+    assert_eq!(failed.reason, "ErrImagePull");
+}
+
+#[tokio::test(start_paused = true)]
+async fn credentials_are_tried_in_turn() {
+    let fixture = Fixture::new();
+    fixture.runtime.require_credentials("r.x/app", "right", "pass");
+    let entry = |user: &str| format!(r#"{{"auths": {{"r.x": {{"username": "{user}", "password": "pass"}}}}}}"#);
+    fixture.add_secret("one", "kubernetes.io/dockerconfigjson", ".dockerconfigjson", &entry("wrong"));
+    fixture.add_secret("two", "kubernetes.io/dockerconfigjson", ".dockerconfigjson", &entry("right"));
+    let mut pod = pod("web", "r.x/app", "Always");
+    let names = ["one", "gone", "two"];
+    pod.spec.image_pull_secrets = names.map(|name| LocalObjectReference { name: name.into() }).to_vec();
+    let sandbox = PodSandboxConfig::default();
+    fixture.puller.ensure(&pod, &pod.spec.containers[0], &sandbox).await.unwrap();
+    let users: Vec<_> =
+        fixture.runtime.pulls().iter().map(|pull| pull.auth.as_ref().unwrap().username.clone()).collect();
+    assert_eq!(users, ["wrong", "right"]);
+    assert_eq!(
+        fixture.events()[0],
+        "Warning FailedToRetrieveImagePullSecret Unable to retrieve some image pull secrets (gone); attempting to pull the \
+         image may not succeed."
+    );
+    fixture.add_secret("one", "kubernetes.io/dockerconfigjson", ".dockerconfigjson", "{");
+    let broken = fixture.puller.ensure(&pod, &pod.spec.containers[0], &sandbox).await.unwrap_err();
+    assert_eq!(broken.reason, "ErrImagePull");
+    assert_eq!(broken.message, "secret default/one: .dockerconfigjson is not valid JSON (line 1, column 1)");
+}
+
+#[tokio::test(start_paused = true)]
+async fn alike_pulls_are_one_and_others_are_bounded() {
+    let config =
+        ImagePullConfig { max_parallel: NonZeroUsize::new(2).unwrap(), ..ImagePullConfig::default() };
+    let fixture = Fixture::with(config);
+    fixture.runtime.inject(Fault::hang(Method::PullImage));
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..8 {
+        let puller = fixture.puller.clone();
+        tasks.spawn(async move {
+            // Four images, each wanted by two pods.
+            let pod = pod(&format!("web-{n}"), &format!("image-{}", n % 4), "Always");
+            puller.ensure(&pod, &pod.spec.containers[0], &PodSandboxConfig::default()).await
+        });
+    }
+    let calls = || fixture.runtime.calls().iter().filter(|call| call.method == Method::PullImage).count();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(calls(), 2, "two at a time");
+    fixture.runtime.clear_faults();
+    fixture.runtime.release();
+    while let Some(result) = tasks.join_next().await {
+        result.unwrap().unwrap();
+    }
+    assert_eq!(calls(), 4, "each image once");
+    let pulled: Vec<_> = fixture.events().into_iter().filter(|e| e.starts_with("Normal Pulled")).collect();
+    assert_eq!(pulled.len(), 8, "every pod is told");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pull_that_nobody_waits_for_is_given_up_and_one_that_never_ends_fails() {
+    let fixture = Fixture::new();
+    fixture.runtime.inject(Fault::hang(Method::PullImage));
+    let first = fixture.ensure("busybox", "Always");
+    assert!(tokio::time::timeout(Duration::from_secs(1), first).await.is_err());
+    assert_eq!(fixture.puller.slots.available_permits(), 4, "the slot is free again");
+    let second = fixture.ensure("busybox", "Always").await.unwrap_err();
+    assert_eq!(second.message, "rpc error: code = DeadlineExceeded desc = PullImage did not end within 1h0m0s");
+}
