@@ -111,7 +111,14 @@ impl Registry {
                     serving.state().connections.push(copy);
                 }
                 let shared = serving.clone();
-                std::thread::spawn(move || serve(&shared, stream));
+                std::thread::spawn(move || {
+                    let handle = stream.try_clone();
+                    serve(&shared, stream);
+                    // A copy of the handle is kept for the end of the registry, so closing ours ends nothing.
+                    if let Ok(handle) = handle {
+                        let _ = handle.shutdown(std::net::Shutdown::Both);
+                    }
+                });
             }
         });
         Ok(Self { shared, thread: Some(thread) })
