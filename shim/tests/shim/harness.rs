@@ -126,6 +126,13 @@ impl Sandbox {
         self.dir.path().join(name)
     }
 
+    /// The folder of one of this sandbox's cgroups, on either version.
+    pub(crate) fn cgroup(&self, controller: &str, name: &str) -> PathBuf {
+        let root = Path::new("/sys/fs/cgroup");
+        let root = if root.join("cgroup.controllers").exists() { root.into() } else { root.join(controller) };
+        root.join(&self.name).join(name)
+    }
+
     /// A bundle that runs a shell script; `edit` may change its config.
     pub(crate) fn bundle(&self, id: &str, script: &str, edit: impl FnOnce(&mut Value)) -> PathBuf {
         let bundle = self.path(id);

@@ -139,7 +139,7 @@ fn limits_can_be_changed_and_processes_listed() {
     let resources = Some(Any::linux_resources(br#"{"pids":{"limit":77}}"#.to_vec()));
     let request = task::UpdateTaskRequest { id: "c".into(), resources, ..Default::default() };
     sandbox.client.call::<method::Update>(&request).unwrap();
-    let limit = fs::read_to_string(format!("/sys/fs/cgroup/pids/{}/c/pids.max", sandbox.name)).unwrap();
+    let limit = fs::read_to_string(sandbox.cgroup("pids", "c").join("pids.max")).unwrap();
     assert_eq!(limit.trim(), "77");
 }
 

@@ -113,8 +113,8 @@ fn it_outlives_who_started_it_and_signals() {
         let expected = if fd == 2 { sandbox.path("shim.log") } else { "/dev/null".into() };
         assert_eq!(target, expected);
     }
-    let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", sandbox.pid)).unwrap();
-    assert!(cgroups.contains(&format!(":memory:/{}/shim\n", sandbox.name)), "{cgroups}");
+    let members = fs::read_to_string(sandbox.cgroup("memory", "shim").join("cgroup.procs")).unwrap();
+    assert_eq!(members.trim(), sandbox.pid.to_string());
 }
 
 #[test]
@@ -178,8 +178,9 @@ fn a_maker_killed_at_any_moment_leaves_nothing() {
             }
         }
         assert_eq!(fs::read_dir(sandbox.path("runc")).map_or(0, Iterator::count), 0, "after {delay} s");
-        for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-            let left = hierarchy.path().join(&sandbox.name).join("c");
+        let hierarchies = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path());
+        for hierarchy in hierarchies.chain(["/sys/fs/cgroup".into()]) {
+            let left = hierarchy.join(&sandbox.name).join("c");
             assert!(
                 !left.exists(),
                 "{} after {delay} s, {made} made, procs {:?}",
