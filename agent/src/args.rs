@@ -316,7 +316,13 @@ mod tests {
 
     #[test]
     fn a_later_flag_overrides_an_earlier_one() {
-        let cli = Cli::try_parse_from(["coracle", "run", "--manifests=/a", "--pod-cidr=1.0.0.0/8", "--manifests=/b"]);
+        let cli = Cli::try_parse_from([
+            "coracle",
+            "run",
+            "--manifests=/a",
+            "--pod-cidr=1.0.0.0/8",
+            "--manifests=/b",
+        ]);
         let Ok(Cli { command: Command::Run(run) }) = cli else { panic!("{cli:?}") };
         assert_eq!(run.manifests, PathBuf::from("/b"));
         assert!(!run.seccomp_default);

@@ -21,8 +21,12 @@ pub(crate) fn expand(mut arguments: Vec<OsString>) -> Result<Vec<OsString>> {
     let path = named.clone().unwrap_or_else(|| DEFAULT.into());
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && named.is_none() => return Ok(arguments),
-        Err(error) => return Err(error).with_context(|| format!("cannot read settings file {}", path.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && named.is_none() => {
+            return Ok(arguments);
+        }
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot read settings file {}", path.display()));
+        }
     };
     let given: Vec<String> = arguments[2..].iter().filter_map(|word| flag_name(word)).collect();
     let flags = flags(&text, &path)?;
@@ -73,7 +77,10 @@ fn flags(text: &str, path: &Path) -> Result<Vec<(String, String)>> {
                 Value::String(text) => text,
                 Value::Bool(value) => value.to_string(),
                 Value::Number(value) => value.to_string(),
-                _ => bail!("settings file {}: {name} must be a text, a number, a boolean or a list of them", path.display()),
+                _ => bail!(
+                    "settings file {}: {name} must be a text, a number, a boolean or a list of them",
+                    path.display()
+                ),
             };
             flags.push((name.clone(), format!("--{name}={text}")));
         }
@@ -99,10 +106,18 @@ mod tests {
     #[test]
     fn keys_become_flags_before_those_of_the_command_line() {
         assert_eq!(
-            expanded("manifests: /m\nseccomp-default: true\ncluster-dns: [10.0.0.10, 10.0.0.11]\n", &["--pod-max-pids=9"]),
+            expanded(
+                "manifests: /m\nseccomp-default: true\ncluster-dns: [10.0.0.10, 10.0.0.11]\n",
+                &["--pod-max-pids=9"]
+            ),
             [
-                "coracle", "run", "--manifests=/m", "--seccomp-default=true", "--cluster-dns=10.0.0.10",
-                "--cluster-dns=10.0.0.11", "--pod-max-pids=9"
+                "coracle",
+                "run",
+                "--manifests=/m",
+                "--seccomp-default=true",
+                "--cluster-dns=10.0.0.10",
+                "--cluster-dns=10.0.0.11",
+                "--pod-max-pids=9"
             ]
         );
         assert_eq!(expanded("", &[]), ["coracle", "run"]);
@@ -110,7 +125,10 @@ mod tests {
 
     #[test]
     fn a_list_of_the_command_line_replaces_that_of_the_file() {
-        assert_eq!(expanded("cluster-dns: [1.1.1.1]", &["--cluster-dns", "9.9.9.9"]), ["coracle", "run", "--cluster-dns", "9.9.9.9"]);
+        assert_eq!(
+            expanded("cluster-dns: [1.1.1.1]", &["--cluster-dns", "9.9.9.9"]),
+            ["coracle", "run", "--cluster-dns", "9.9.9.9"]
+        );
     }
 
     #[test]

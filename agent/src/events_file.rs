@@ -24,8 +24,7 @@ pub(crate) fn append<E: AsRef<Event>>(
 ) -> Result<()> {
     let path = path(state_dir);
     let describe = || format!("cannot write {}", path.display());
-    let mut file =
-        std::fs::File::options().create(true).append(true).open(&path).with_context(describe)?;
+    let mut file = std::fs::File::options().create(true).append(true).open(&path).with_context(describe)?;
     if file.metadata().with_context(describe)?.len() > LIMIT {
         let mut lines = Vec::new();
         for event in remembered() {

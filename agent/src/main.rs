@@ -49,7 +49,12 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Check(check) => check::run(&check),
         Command::StopPods(stop) => commands::stop_pods::run(&stop),
         Command::Version => {
-            println!("coracle {} ({} {})", env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH);
+            println!(
+                "coracle {} ({} {})",
+                env!("CARGO_PKG_VERSION"),
+                std::env::consts::OS,
+                std::env::consts::ARCH
+            );
             Ok(ExitCode::SUCCESS)
         }
         Command::Completions { shell } => {

@@ -50,8 +50,8 @@ pub(crate) fn probe_link(kind: LinkKind) -> std::io::Result<()> {
 
 /// RTM_NEWLINK with a name and a kind, by hand: rtnetlink(7).
 fn make_link(kind: &str) -> std::io::Result<()> {
-    use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, netlink};
-    let socket = rustix::net::socket(AddressFamily::NETLINK, SocketType::RAW, Some(netlink::ROUTE))?;
+    use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType};
+    let socket = rustix::net::socket(AddressFamily::NETLINK, SocketType::RAW, None)?;
     let info = attribute(1, kind.as_bytes());
     let mut body = vec![0_u8; 16];
     body.extend(attribute(3, b"probe0\0"));
@@ -67,7 +67,9 @@ fn make_link(kind: &str) -> std::io::Result<()> {
     let mut answer = [0_u8; 512];
     let (length, _) = rustix::net::recv(&socket, &mut answer, RecvFlags::empty())?;
     // An NLMSG_ERROR carries the error number behind the header; 0 is the acknowledgement.
-    let code = answer[..length].get(16..20).map_or(0, |bytes| i32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
+    let code = answer[..length]
+        .get(16..20)
+        .map_or(0, |bytes| i32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
     if code == 0 { Ok(()) } else { Err(std::io::Error::from_raw_os_error(-code)) }
 }
 

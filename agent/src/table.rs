@@ -11,7 +11,8 @@ pub(crate) fn render(header: &[&str], rows: &[Vec<String>]) -> String {
     let mut text = String::new();
     let header: Vec<String> = header.iter().map(|cell| (*cell).to_owned()).collect();
     for row in std::iter::once(&header).chain(rows) {
-        let line: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let line: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         text.push_str(line.join("   ").trim_end());
         text.push('\n');
     }
@@ -52,13 +53,27 @@ mod tests {
 
     #[test]
     fn columns_are_aligned_and_lines_end_without_blanks() {
-        let rows = [vec!["web".to_owned(), "Running".to_owned()], vec!["a-long-name".to_owned(), "x".to_owned()]];
-        assert_eq!(render(&["NAME", "STATUS"], &rows), "NAME          STATUS\nweb           Running\na-long-name   x\n");
+        let rows =
+            [vec!["web".to_owned(), "Running".to_owned()], vec!["a-long-name".to_owned(), "x".to_owned()]];
+        assert_eq!(
+            render(&["NAME", "STATUS"], &rows),
+            "NAME          STATUS\nweb           Running\na-long-name   x\n"
+        );
     }
 
     #[test]
     fn ages_are_kubectls() {
-        for (seconds, text) in [(-1, "0s"), (119, "119s"), (120, "2m"), (192, "3m12s"), (3600, "60m"), (18_000, "5h"), (18_060, "5h1m"), (183_600, "2d3h"), (864_000, "10d")] {
+        for (seconds, text) in [
+            (-1, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (192, "3m12s"),
+            (3600, "60m"),
+            (18_000, "5h"),
+            (18_060, "5h1m"),
+            (183_600, "2d3h"),
+            (864_000, "10d"),
+        ] {
             assert_eq!(age(seconds), text);
         }
     }

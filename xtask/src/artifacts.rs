@@ -49,7 +49,7 @@ fn build_with(embedded_shim: Option<&PathBuf>) -> Result<Executables> {
         command
     };
     process::run(&mut cargo(&["--profile", "shim", "--package", "coracle-shim", "--bin", "coracle-shim"]))?;
-    process::run(&mut cargo(&["--profile", "shim", "--package", "coracle-examples", "--bin", "example"]))?;
+    process::run(&mut cargo(&["--profile", "shim", "--package", "coracle-example-program", "--bin", "example"]))?;
     let mut coracle = cargo(&["--release", "--package", "coracle-agent", "--bin", "coracle"]);
     if let Some(shim) = embedded_shim {
         coracle.env("CORACLE_EMBED_SHIM", shim);

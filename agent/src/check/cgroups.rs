@@ -15,7 +15,7 @@ pub(super) struct Facts {
 
 impl Facts {
     pub(super) fn read() -> Self {
-        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let mounts = read("/proc/mounts");
         let unified = mounts.lines().find_map(|line| {
             let mut words = line.split(' ').skip(1);
@@ -32,7 +32,8 @@ impl Facts {
             words.get(2) == Some(&"cgroup")
                 && words.get(3).is_some_and(|options| options.split(',').any(|option| option == controller))
         });
-        let on_v2 = self.unified.as_ref().is_some_and(|list| list.split_whitespace().any(|name| name == controller));
+        let on_v2 =
+            self.unified.as_ref().is_some_and(|list| list.split_whitespace().any(|name| name == controller));
         on_v1 || on_v2
     }
 
@@ -63,16 +64,23 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
             continue;
         }
         let cure = match (controller, facts.is_disabled(controller)) {
-            ("memory", true) => "add `cgroup_enable=memory cgroup_memory=1` to the kernel's command line (Raspberry Pi OS: \
+            ("memory", true) => {
+                "add `cgroup_enable=memory cgroup_memory=1` to the kernel's command line (Raspberry Pi OS: \
                  the one line of /boot/firmware/cmdline.txt, before 2023 /boot/cmdline.txt) and reboot"
-                .to_owned(),
-            (_, true) => format!("remove `cgroup_disable={controller}` from the kernel's command line and reboot"),
+                    .to_owned()
+            }
+            (_, true) => {
+                format!("remove `cgroup_disable={controller}` from the kernel's command line and reboot")
+            }
             (_, false) if facts.table.lines().any(|line| line.starts_with(controller)) => format!(
                 "mount the controller, on version 1: mount -t cgroup -o {controller} cgroup /sys/fs/cgroup/{controller}"
             ),
             _ => format!("use a kernel built with {}", option(controller)),
         };
-        findings.push(Finding::warning(format!("the {controller} cgroup controller is missing: {follows}"), cure));
+        findings.push(Finding::warning(
+            format!("the {controller} cgroup controller is missing: {follows}"),
+            cure,
+        ));
     }
     findings
 }

@@ -62,26 +62,36 @@ fn kernel() -> Option<Finding> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse::<u32>().ok());
     let version = (numbers.next()?, numbers.next()?);
     (version < OLDEST_KERNEL).then(|| {
-        Finding::error(format!("Linux {release} is older than 4.9, the oldest supported"), "update the kernel")
+        Finding::error(
+            format!("Linux {release} is older than 4.9, the oldest supported"),
+            "update the kernel",
+        )
     })
 }
 
 fn namespaces() -> Vec<Finding> {
-    [("mnt", ""), ("pid", "CONFIG_PID_NS"), ("net", "CONFIG_NET_NS"), ("ipc", "CONFIG_IPC_NS"), ("uts", "CONFIG_UTS_NS")]
-        .into_iter()
-        .filter(|(name, _)| !Path::new("/proc/self/ns").join(name).exists())
-        .map(|(name, option)| {
-            Finding::error(
-                format!("the kernel has no {name} namespaces, so pods cannot be kept apart"),
-                format!("use a kernel built with {option}"),
-            )
-        })
-        .collect()
+    [
+        ("mnt", ""),
+        ("pid", "CONFIG_PID_NS"),
+        ("net", "CONFIG_NET_NS"),
+        ("ipc", "CONFIG_IPC_NS"),
+        ("uts", "CONFIG_UTS_NS"),
+    ]
+    .into_iter()
+    .filter(|(name, _)| !Path::new("/proc/self/ns").join(name).exists())
+    .map(|(name, option)| {
+        Finding::error(
+            format!("the kernel has no {name} namespaces, so pods cannot be kept apart"),
+            format!("use a kernel built with {option}"),
+        )
+    })
+    .collect()
 }
 
 fn overlay(data_dir: &Path) -> Option<Finding> {
     // Mounting loads the module where it is one, so the list is read after a try.
-    let registered = || std::fs::read_to_string("/proc/filesystems").unwrap_or_default().contains("\toverlay\n");
+    let registered =
+        || std::fs::read_to_string("/proc/filesystems").unwrap_or_default().contains("\toverlay\n");
     if !registered() {
         let _ = std::process::Command::new("modprobe").arg("overlay").status();
         if !registered() {
@@ -97,7 +107,10 @@ fn overlay(data_dir: &Path) -> Option<Finding> {
     let _ = std::fs::remove_dir(&probe);
     written.err().map(|error| {
         Finding::error(
-            format!("{} cannot be written ({error}): no image and no container can be stored", folder.display()),
+            format!(
+                "{} cannot be written ({error}): no image and no container can be stored",
+                folder.display()
+            ),
             "mount it read-write, free disk space, or choose another folder with --data-dir",
         )
     })
@@ -128,7 +141,9 @@ fn maker(oci_runtime: Option<&Path>) -> Option<Finding> {
         return None;
     }
     Some(Finding::error(
-        format!("this kernel is too old for the built-in OCI runtime ({missing}), and neither runc nor crun is installed"),
+        format!(
+            "this kernel is too old for the built-in OCI runtime ({missing}), and neither runc nor crun is installed"
+        ),
         "apt-get install runc",
     ))
 }
@@ -161,7 +176,11 @@ fn plugins(folders: &[PathBuf]) -> Vec<Finding> {
     if !missing.is_empty() {
         let folders: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
         findings.push(Finding::warning(
-            format!("CNI plugins are missing in {}: {}; only pods with hostNetwork run", folders.join(", "), missing.join(", ")),
+            format!(
+                "CNI plugins are missing in {}: {}; only pods with hostNetwork run",
+                folders.join(", "),
+                missing.join(", ")
+            ),
             "apt-get install containernetworking-plugins, or name their folder with --cni-bin-dir",
         ));
     }
@@ -175,7 +194,8 @@ fn plugins(folders: &[PathBuf]) -> Vec<Finding> {
 }
 
 fn clock() -> Option<Finding> {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs());
     (now < EARLIEST_TIME).then(|| {
         Finding::warning(
             "the clock was never set: certificates of registries look not yet valid, so pulls fail until it is",

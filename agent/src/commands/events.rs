@@ -16,7 +16,10 @@ pub(crate) fn run(args: &EventsArgs) -> Result<ExitCode> {
     let state_dir = &args.state.state_dir;
     let is_meant = |event: &Event| args.r#for.as_ref().is_none_or(|pod| concerns(event, pod));
     let Some(agent) = Agent::connect(state_dir)? else {
-        eprintln!("coracle: no agent runs with state folder {}; this is what its records say", state_dir.display());
+        eprintln!(
+            "coracle: no agent runs with state folder {}; this is what its records say",
+            state_dir.display()
+        );
         let events = events_file::read(state_dir)?;
         print_all(events.iter().filter(|event| is_meant(event)));
         return Ok(ExitCode::SUCCESS);
@@ -25,7 +28,9 @@ pub(crate) fn run(args: &EventsArgs) -> Result<ExitCode> {
     agent.ask(Request::Events { follow: args.follow }, |answer| {
         match answer {
             // Following, each line stands alone; else all are printed with columns of one width.
-            Answer::Event(event) if args.follow && is_meant(&event) => println!("{}", row(&event).join("   ")),
+            Answer::Event(event) if args.follow && is_meant(&event) => {
+                println!("{}", row(&event).join("   "))
+            }
             Answer::Event(event) if is_meant(&event) => events.push(*event),
             _ => {}
         }
@@ -36,7 +41,8 @@ pub(crate) fn run(args: &EventsArgs) -> Result<ExitCode> {
 }
 
 fn concerns(event: &Event, pod: &str) -> bool {
-    let (namespace, name) = pod.split_once('/').map_or((None, pod), |(namespace, name)| (Some(namespace), name));
+    let (namespace, name) =
+        pod.split_once('/').map_or((None, pod), |(namespace, name)| (Some(namespace), name));
     namespace.is_none_or(|namespace| namespace == event.namespace)
         && (event.name == name || event.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('-')))
 }
@@ -51,7 +57,8 @@ fn print_all<'a>(events: impl Iterator<Item = &'a Event>) {
 }
 
 fn row(event: &Event) -> Vec<String> {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs().cast_signed());
+    let now =
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs().cast_signed());
     let last = table::age(now - event.last_timestamp.0);
     let seen = match event.count {
         0 | 1 => last,

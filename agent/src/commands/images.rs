@@ -49,8 +49,11 @@ fn list(state_dir: &Path, output: Output) -> Result<()> {
     }
     let wide = output == Output::Wide;
     let rows: Vec<Vec<String>> = images.iter().flat_map(|image| rows(image, wide)).collect();
-    let header: &[&str] =
-        if wide { &["IMAGE", "TAG", "IMAGE ID", "SIZE", "DIGEST"] } else { &["IMAGE", "TAG", "IMAGE ID", "SIZE"] };
+    let header: &[&str] = if wide {
+        &["IMAGE", "TAG", "IMAGE ID", "SIZE", "DIGEST"]
+    } else {
+        &["IMAGE", "TAG", "IMAGE ID", "SIZE"]
+    };
     print!("{}", table::render(header, &rows));
     Ok(())
 }
@@ -127,9 +130,10 @@ struct Bars {
 
 impl Bars {
     fn new() -> Result<Self> {
-        let style = ProgressStyle::with_template("{prefix:20} [{bar:30}] {bytes:>10}/{total_bytes:<10} {msg}")
-            .context("the bars' template is not valid")?
-            .progress_chars("=> ");
+        let style =
+            ProgressStyle::with_template("{prefix:20} [{bar:30}] {bytes:>10}/{total_bytes:<10} {msg}")
+                .context("the bars' template is not valid")?
+                .progress_chars("=> ");
         let all = std::io::stderr().is_terminal().then(MultiProgress::new);
         Ok(Self { all, style, by_item: BTreeMap::new() })
     }

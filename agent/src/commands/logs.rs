@@ -48,7 +48,9 @@ fn follow(args: &LogsArgs, log: &mut Log, container: &str) -> Result<ExitCode> {
         if wait(&inotify)? {
             // What happened does not matter: the file is read from where it was left.
             match inotify.read_events(&mut buffer) {
-                Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error).context("cannot watch the log"),
+                Err(error) if error.kind() != ErrorKind::WouldBlock => {
+                    return Err(error).context("cannot watch the log");
+                }
                 _ => {}
             }
         } else if !still_running(args, container)? {
@@ -78,10 +80,16 @@ fn container_name(pod: &Pod, wanted: Option<&str>) -> Result<String> {
     let names: Vec<&str> = pod.all_containers().map(|container| container.name.as_str()).collect();
     match wanted {
         Some(wanted) if names.contains(&wanted) => Ok(wanted.to_owned()),
-        Some(wanted) => bail!("pod {} has no container {wanted:?}, only {}", pod.full_name(), names.join(", ")),
+        Some(wanted) => {
+            bail!("pod {} has no container {wanted:?}, only {}", pod.full_name(), names.join(", "))
+        }
         None => match pod.spec.containers.as_slice() {
             [container] => Ok(container.name.clone()),
-            _ => bail!("pod {} has several containers, say which with -c: {}", pod.full_name(), names.join(", ")),
+            _ => bail!(
+                "pod {} has several containers, say which with -c: {}",
+                pod.full_name(),
+                names.join(", ")
+            ),
         },
     }
 }
@@ -142,7 +150,8 @@ impl Log {
                 return Ok(());
             }
             if let Some(record) = Record::parse(&self.torn) {
-                let out: &mut dyn std::io::Write = if record.stream == b"stderr" { &mut err } else { &mut out };
+                let out: &mut dyn std::io::Write =
+                    if record.stream == b"stderr" { &mut err } else { &mut out };
                 record.print(out, self.timestamps).context("cannot print the log")?;
             }
             self.torn.clear();

@@ -17,7 +17,10 @@ use crate::socket::{Agent, Answer, PodRecord, Request};
 /// The pods of a running agent, or those of its records, with a word about it on standard error.
 fn pod_records(state_dir: &Path) -> Result<Vec<PodRecord>> {
     let Some(agent) = Agent::connect(state_dir)? else {
-        eprintln!("coracle: no agent runs with state folder {}; this is what its records say", state_dir.display());
+        eprintln!(
+            "coracle: no agent runs with state folder {}; this is what its records say",
+            state_dir.display()
+        );
         return pod_files::read(state_dir);
     };
     let mut records = Vec::new();

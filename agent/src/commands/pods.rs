@@ -26,7 +26,8 @@ pub(crate) fn run(args: &PodsArgs) -> Result<ExitCode> {
     if wide {
         header.extend(["IP", "NODE", "UID"]);
     }
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs().cast_signed());
+    let now =
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs().cast_signed());
     let rows: Vec<Vec<String>> = pods.iter().map(|pod| row(pod, now, wide)).collect();
     print!("{}", table::render(&header, &rows));
     Ok(ExitCode::SUCCESS)
@@ -35,10 +36,13 @@ pub(crate) fn run(args: &PodsArgs) -> Result<ExitCode> {
 fn row(pod: &Pod, now: i64, wide: bool) -> Vec<String> {
     let statuses = &pod.status.container_statuses;
     let sidecars = pod.spec.init_containers.iter().filter(|c| c.is_restartable_init());
-    let ready_sidecars = sidecars.clone().filter(|c| status_of(&pod.status.init_container_statuses, &c.name).is_some_and(|s| s.ready));
+    let ready_sidecars = sidecars
+        .clone()
+        .filter(|c| status_of(&pod.status.init_container_statuses, &c.name).is_some_and(|s| s.ready));
     let ready = statuses.iter().filter(|status| status.ready).count() + ready_sidecars.count();
     let total = pod.spec.containers.len() + sidecars.count();
-    let restarts: i32 = statuses.iter().chain(&pod.status.init_container_statuses).map(|s| s.restart_count).sum();
+    let restarts: i32 =
+        statuses.iter().chain(&pod.status.init_container_statuses).map(|s| s.restart_count).sum();
     let age = pod.status.start_time.map_or_else(|| "<unknown>".to_owned(), |start| table::age(now - start.0));
     let mut row = vec![
         pod.metadata.namespace.clone(),

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::bytes::ByteString;
-use super::is_false;
-use super::is_unused;
+
+
 use super::time::Time;
 use super::unused::Unused;
 

@@ -1,0 +1,46 @@
+//! Name and address of this node, where no flag gives them.
+
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+
+use anyhow::{Result, bail};
+
+/// The host's name as a Kubernetes name: in lower case; an error if it is none.
+pub(super) fn node_name(given: Option<&str>) -> Result<String> {
+    let uname = rustix::system::uname();
+    let host = uname.nodename().to_string_lossy();
+    let name = given.unwrap_or(&host).trim().to_lowercase();
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && label.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if name.len() > 253 || !name.split('.').all(is_label) {
+        bail!("the host name {name:?} is no name for a node; give one with --hostname-override");
+    }
+    Ok(name)
+}
+
+/// The address that packets to elsewhere leave from; loopback on a node that has no network yet.
+pub(super) fn node_ip(given: Option<IpAddr>) -> IpAddr {
+    // Connecting a datagram socket asks the routing table and sends nothing. 192.0.2.1 is nobody's address.
+    let routed = || -> std::io::Result<IpAddr> {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
+        Ok(socket.local_addr()?.ip())
+    };
+    given.or_else(|| routed().ok()).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked() {
+        assert_eq!(node_name(Some("Gateway-7.local")).unwrap(), "gateway-7.local");
+        for name in ["", "a_b", "-a", "a..b"] {
+            assert!(node_name(Some(name)).unwrap_err().to_string().contains("--hostname-override"), "{name}");
+        }
+    }
+}

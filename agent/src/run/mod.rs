@@ -1,0 +1,169 @@
+//! `coracle run`: the agent. Puts the crates together, supervises, and leaves the pods running when it ends.
+//!
+//! Tasks, all owned by [`supervise`] and ended by its return: the source of manifests, the kubelet's own, the
+//! server of the socket, and the recorder of pods and events. One thread runs them; blocking calls go to a
+//! few others.
+
+mod addresses;
+mod airgap;
+mod images;
+mod recorder;
+mod serve;
+mod settings;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use coracle_kubelet_core::api::Pod;
+use coracle_kubelet_core::clock::Clock;
+use coracle_kubelet_core::events::{EventRecorder, EventType};
+use coracle_kubelet_core::kubelet::{Kubelet, PodView};
+use coracle_kubelet_core::sandbox_config::pod_log_dir;
+use coracle_kubelet_core::source::{ManifestDir, ManifestDirConfig};
+use coracle_runtime::Runtime;
+use rustix::fs::FlockOperation;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+
+use crate::args::RunArgs;
+use crate::check::{self, Severity};
+use crate::socket::{PodRecord, VERSION};
+use crate::{logging, notify};
+
+use self::settings::Settings;
+
+/// What ends with the agent gets so long to finish what it is at.
+const DRAIN_LIMIT: Duration = Duration::from_secs(20);
+/// Blocking calls side by side; their threads end after some idle seconds.
+const BLOCKING_THREADS: usize = 8;
+
+/// Runs until SIGTERM or SIGINT.
+pub(crate) fn run(args: RunArgs) -> Result<()> {
+    logging::start(&args.log_level)?;
+    let settings = Settings::resolve(args)?;
+    let _lock = lock(&settings.state_dir)?;
+    tell_findings(&settings);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_keep_alive(Duration::from_secs(5))
+        .thread_stack_size(512 * 1024)
+        .build()
+        .context("cannot start the event loop")?;
+    let result = runtime.block_on(supervise(settings));
+    // What still blocks, such as a stuck disk, must not keep the agent from ending.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+/// One agent per state folder: the lock ends with the process, however it ends.
+fn lock(state_dir: &Path) -> Result<File> {
+    std::fs::create_dir_all(state_dir).with_context(|| format!("cannot create {}", state_dir.display()))?;
+    let path = state_dir.join("agent.lock");
+    let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            bail!(
+                "another agent runs with state folder {}; stop it, or choose another with --state-dir",
+                state_dir.display()
+            )
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+/// Logs what `coracle check` would find.
+fn tell_findings(settings: &Settings) {
+    let plan = check::Plan {
+        cni_bin_dirs: &settings.runtime.cni.bin_dirs,
+        data_dir: &settings.runtime.root,
+        oci_runtime: settings.oci_runtime.as_deref(),
+    };
+    for finding in check::findings(&plan) {
+        match finding.severity {
+            Severity::Error => tracing::error!(cure = %finding.cure, "{}", finding.what),
+            Severity::Warning => tracing::warn!(cure = %finding.cure, "{}", finding.what),
+        }
+    }
+}
+
+/// What commands are answered from.
+pub(crate) struct Node {
+    kubelet: Kubelet,
+    runtime: Arc<Runtime>,
+    events: EventRecorder,
+    log_root: PathBuf,
+}
+
+impl Node {
+    fn record(&self, view: &PodView) -> PodRecord {
+        let pod = Pod { status: (*view.status).clone(), ..(*view.pod).clone() };
+        PodRecord { version: VERSION, log_directory: pod_log_dir(&self.log_root, &pod), pod }
+    }
+
+    fn pod_records(&self) -> Vec<PodRecord> {
+        let views = self.kubelet.statuses().borrow().clone();
+        let mut records: Vec<PodRecord> = views.values().map(|view| self.record(view)).collect();
+        records.sort_by_key(|record| record.pod.full_name());
+        records
+    }
+
+    async fn stop_pods(&self, limit: Duration) -> Result<String> {
+        let count = self.kubelet.statuses().borrow().len();
+        self.kubelet.stop_pods(None, limit).await?;
+        Ok(format!("stopped {count} pods; they start again with the agent"))
+    }
+}
+
+async fn supervise(settings: Settings) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
+    let listener = serve::bind(&settings.state_dir)?;
+    let runtime = Runtime::start(settings.runtime).await.context("the container runtime cannot start")?;
+    airgap::load(runtime.images(), &settings.images_dir, &settings.data_dir).await;
+    let source = ManifestDir::start(ManifestDirConfig {
+        path: settings.manifests.clone(),
+        node_name: settings.node_name.clone(),
+        allow_object_references: true,
+        clock: Clock::system(),
+    })
+    .await?;
+    let log_root = settings.kubelet.resources.log_root.clone();
+    let kubelet =
+        Kubelet::start(settings.kubelet, runtime.clone(), runtime.clone(), source.pods(), source.objects())
+            .await?;
+    let events = kubelet.events().clone();
+    events.node(&settings.node_name, EventType::Normal, "Starting", "Starting coracle.".to_owned());
+    let node = Arc::new(Node { kubelet, runtime: runtime.clone(), events, log_root });
+    let mut tasks = JoinSet::new();
+    tasks.spawn(serve::serve(listener, node.clone()));
+    tasks.spawn(recorder::record(settings.state_dir.clone(), node.clone()));
+    notify::send("READY=1");
+    tracing::info!(
+        node = %settings.node_name,
+        address = %settings.node_ip,
+        manifests = %settings.manifests.display(),
+        "node runs"
+    );
+
+    let name = tokio::select! {
+        // Cancel-safe: a signal that comes is seen by one of them, and both end the wait.
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    tracing::info!(signal = name, "agent ends; the pods run on");
+    notify::send("STOPPING=1");
+    drop(source);
+    tasks.shutdown().await;
+    if let Some(node) = Arc::into_inner(node)
+        && tokio::time::timeout(DRAIN_LIMIT, node.kubelet.drain()).await.is_err()
+    {
+        tracing::warn!("work on some pods was under way; the next start goes on with it");
+    }
+    runtime.close(DRAIN_LIMIT).await;
+    Ok(())
+}

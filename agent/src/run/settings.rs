@@ -1,0 +1,104 @@
+//! From the command line to what each crate is started with. Resolved once; nothing reads flags later.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use coracle_kubelet_core::api::Quantity;
+use coracle_kubelet_core::kubelet::KubeletConfig;
+use coracle_kubelet_core::pod_cgroup;
+use coracle_kubelet_core::resources::PodResourcesConfig;
+use coracle_runtime::image::Registries;
+use coracle_runtime::{BridgeNetwork, CgroupDriver, CniConfig, Config as RuntimeConfig, Maker};
+
+use super::addresses;
+use crate::args::{self, RunArgs};
+use crate::shim_file;
+
+/// What the agent is started with.
+pub(super) struct Settings {
+    pub(super) state_dir: PathBuf,
+    pub(super) data_dir: PathBuf,
+    pub(super) images_dir: PathBuf,
+    pub(super) manifests: PathBuf,
+    pub(super) node_name: String,
+    pub(super) node_ip: IpAddr,
+    pub(super) oci_runtime: Option<PathBuf>,
+    pub(super) runtime: RuntimeConfig,
+    pub(super) kubelet: KubeletConfig,
+}
+
+impl Settings {
+    pub(super) fn resolve(args: RunArgs) -> Result<Self> {
+        let node_name = addresses::node_name(args.hostname_override.as_deref())?;
+        let node_ip = addresses::node_ip(args.node_ip);
+        if args.image_gc_low_threshold > args.image_gc_high_threshold || args.image_gc_high_threshold > 100 {
+            bail!(
+                "--image-gc-low-threshold must not be above --image-gc-high-threshold, and both at most 100"
+            );
+        }
+        let kubelet = kubelet(&args, node_ip)?;
+        let runtime = runtime(&args)?;
+        Ok(Self {
+            images_dir: args.images_dir.unwrap_or_else(|| args.data_dir.join("agent/images")),
+            manifests: std::path::absolute(&args.manifests).context("--manifests")?,
+            state_dir: args.state.state_dir,
+            data_dir: args.data_dir,
+            node_name,
+            node_ip,
+            oci_runtime: args.oci_runtime,
+            runtime,
+            kubelet,
+        })
+    }
+}
+
+fn runtime(args: &RunArgs) -> Result<RuntimeConfig> {
+    let data_dir = std::path::absolute(&args.data_dir).context("--data-dir")?;
+    let state_dir = std::path::absolute(&args.state.state_dir).context("--state-dir")?;
+    let shim = shim_file::find(args.shim.as_deref(), &data_dir)?;
+    let mut config = RuntimeConfig::new(data_dir, state_dir, shim);
+    config.maker = args.oci_runtime.clone().map_or(Maker::Auto, Maker::Path);
+    config.cgroup_driver = match args.cgroup_driver {
+        args::CgroupDriver::Cgroupfs => CgroupDriver::Cgroupfs,
+        args::CgroupDriver::Systemd => CgroupDriver::Systemd,
+    };
+    config.shim_cgroup = format!("{}/coracle-shims", args.cgroup_root.trim_end_matches('/'));
+    config.cni = CniConfig {
+        conf_dir: args.cni_conf_dir.clone(),
+        bin_dirs: args.cni_bin_dir.clone(),
+        default: Some(BridgeNetwork { bridge: args.bridge.clone(), subnet: args.pod_cidr.clone() }),
+    };
+    config.registries = registries(&args.private_registry)?;
+    Ok(config)
+}
+
+/// Mirrors, credentials and certificates of registries; a file that does not exist says nothing.
+fn registries(path: &Path) -> Result<Registries> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => serde_yaml_ng::from_str(&text)
+            .with_context(|| format!("{} is not in k3s' registries.yaml form", path.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Registries::default()),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+fn kubelet(args: &RunArgs, node_ip: IpAddr) -> Result<KubeletConfig> {
+    let mut resources = PodResourcesConfig::new(std::path::absolute(&args.root_dir).context("--root-dir")?);
+    resources.log_root = std::path::absolute(&args.pod_logs_dir).context("--pod-logs-dir")?;
+    resources.node_ips = vec![node_ip];
+    resources.cgroup_root = args.cgroup_root.clone();
+    resources.cgroup_driver = match args.cgroup_driver {
+        args::CgroupDriver::Cgroupfs => pod_cgroup::CgroupDriver::Cgroupfs,
+        args::CgroupDriver::Systemd => pod_cgroup::CgroupDriver::Systemd,
+    };
+    resources.cluster_dns = args.cluster_dns.clone();
+    resources.cluster_domain = args.cluster_domain.clone();
+    resources.resolv_conf = Some(args.resolv_conf.clone());
+    resources.pod_pids_limit = (args.pod_max_pids > 0).then_some(args.pod_max_pids);
+    resources.seccomp_default = args.seccomp_default;
+    let mut config = KubeletConfig::new(resources);
+    config.log_links = Some(std::path::absolute(&args.container_logs_dir).context("--container-logs-dir")?);
+    let _size: Quantity = args.container_log_max_size.parse().context("--container-log-max-size")?;
+    Ok(config)
+}
