@@ -2,7 +2,7 @@
 //!
 //! [`crate::resources`] calls this from blocking threads. Every call is idempotent. A controller that the kernel
 //! lacks is left out with one warning when the agent starts; pods then run without that limit. The one thing
-//! kept in memory is what burstable pods request together, from which their tier gets its CPU share.
+//! kept in memory is which pods have their limits, and what burstable ones request, which is their tier's share.
 
 mod names;
 mod write;
@@ -10,7 +10,7 @@ mod write;
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::api::Pod;
@@ -84,8 +84,9 @@ pub(crate) struct PodCgroups {
     config: PodCgroupConfig,
     hierarchy: Hierarchy,
     hugepage_sizes: Vec<u64>,
-    /// CPU requests of burstable pods in thousandths of a core, by UID.
-    burstable: Mutex<HashMap<String, i64>>,
+    /// Pods whose groups are known to have their limits, with what they request of their tier's CPU in thousandths
+    /// of a core. A group that was made by an agent that was killed may lack them, so each agent sets them once.
+    known: Mutex<HashMap<String, i64>>,
 }
 
 impl PodCgroups {
@@ -97,12 +98,8 @@ impl PodCgroups {
         } else {
             Hierarchy::V1 { mounts: sys::cgroup_v1_mounts()? }
         };
-        let cgroups = Self {
-            config,
-            hierarchy,
-            hugepage_sizes: facts.hugepage_sizes.clone(),
-            burstable: Mutex::default(),
-        };
+        let cgroups =
+            Self { config, hierarchy, hugepage_sizes: facts.hugepage_sizes.clone(), known: Mutex::default() };
         cgroups.warn_of_missing_controllers();
         Ok(cgroups)
     }
@@ -138,35 +135,44 @@ impl PodCgroups {
     /// Makes the pod's group with its limits, and the groups above it.
     pub(crate) fn ensure(&self, pod: &Pod) -> Result<(), CgroupError> {
         let class = qos::qos_class(pod);
+        let uid = pod.metadata.uid.to_string();
         let top = GroupName::new(&self.config.root).child(KUBEPODS);
         let tier = top.clone().tier(class);
+        let name = self.name(class, &uid);
         self.make(&top)?;
-        if class != QosClass::Guaranteed {
-            self.make(&tier)?;
-            self.set_tier_shares(&tier, class, pod)?;
-        }
-        let limits = qos::pod_cgroup_limits(pod, self.config.enforce_cpu_limits, self.config.cpu_period_us);
-        let name = self.name(class, &pod.metadata.uid);
-        if !self.make(&name)? {
-            // Limits are set once, as a kubelet does; a pod's resources do not change while it lives.
+        self.make(&tier)?;
+        let is_new = self.make(&name)?;
+        if !is_new && self.known().contains_key(&uid) {
             return Ok(());
         }
+        let limits = qos::pod_cgroup_limits(pod, self.config.enforce_cpu_limits, self.config.cpu_period_us);
         let settings = write::settings(&limits, self.config.pids_limit, &self.hugepage_sizes);
-        self.apply(&name, &settings)
+        self.apply(&name, &settings)?;
+        let request = match class {
+            QosClass::Burstable => qos::pod_requests(pod, true).get("cpu").copied().unwrap_or(0),
+            QosClass::Guaranteed | QosClass::BestEffort => 0,
+        };
+        self.known().insert(uid.clone(), request);
+        let tier_set = match class {
+            QosClass::Guaranteed => Ok(()),
+            QosClass::Burstable => self.set_burstable_shares(&tier),
+            QosClass::BestEffort => self.apply(&tier, &[write::Setting::CpuShares(qos::MIN_SHARES)]),
+        };
+        if tier_set.is_err() {
+            self.known().remove(&uid);
+        }
+        tier_set
     }
 
-    fn set_tier_shares(&self, tier: &GroupName, class: QosClass, pod: &Pod) -> Result<(), CgroupError> {
-        let shares = if class == QosClass::Burstable {
-            let request = qos::pod_requests(pod, true).get("cpu").copied().unwrap_or(0);
-            let mut burstable = self.burstable.lock().unwrap_or_else(PoisonError::into_inner);
-            if burstable.insert(pod.metadata.uid.to_string(), request) == Some(request) {
-                return Ok(());
-            }
-            qos::milli_cpu_to_shares(burstable.values().fold(0, |sum, milli| sum.saturating_add(*milli)))
-        } else {
-            qos::MIN_SHARES
-        };
-        self.apply(tier, &[write::Setting::CpuShares(shares)])
+    fn known(&self) -> MutexGuard<'_, HashMap<String, i64>> {
+        // Each change is one statement, so a panic elsewhere leaves the table whole.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The tier of burstable pods weighs what they request together.
+    fn set_burstable_shares(&self, tier: &GroupName) -> Result<(), CgroupError> {
+        let total = self.known().values().fold(0, |sum: i64, milli| sum.saturating_add(*milli));
+        self.apply(tier, &[write::Setting::CpuShares(qos::milli_cpu_to_shares(total))])
     }
 
     /// The folders of a group, one per hierarchy.
@@ -212,9 +218,15 @@ impl PodCgroups {
         let mut dirs: Vec<PathBuf> =
             classes.iter().flat_map(|class| self.dirs(&self.name(*class, uid))).collect();
         dirs.retain(|dir| dir.is_dir());
-        self.burstable.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
         let deadline = Instant::now() + KILL_PATIENCE;
-        dirs.iter().filter_map(|dir| remove_tree(dir, deadline).err()).collect()
+        let mut errors: Vec<CgroupError> =
+            dirs.iter().filter_map(|dir| remove_tree(dir, deadline).err()).collect();
+        let freed = self.known().remove(uid).unwrap_or(0);
+        if freed != 0 {
+            let tier = GroupName::new(&self.config.root).child(KUBEPODS).tier(QosClass::Burstable);
+            errors.extend(self.set_burstable_shares(&tier).err());
+        }
+        errors
     }
 }
 

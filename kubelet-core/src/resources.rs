@@ -6,6 +6,7 @@
 //! per pod keeps the tail of a call whose caller has gone from overlapping the next call for the same pod.
 
 mod config;
+mod error;
 mod files;
 mod gates;
 mod mounts;
@@ -13,167 +14,30 @@ mod mounts;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use coracle_cri::v1::{ContainerConfig, PodSandboxConfig};
 use tokio::sync::Semaphore;
 
 use crate::api::{Pod, Quantity};
-use crate::container_config::{self, ContainerConfigError, ContainerInputs, CpuPolicy, HostFacts};
-use crate::env::{self, EnvError, EnvInputs};
+use crate::container_config::{self, ContainerInputs, CpuPolicy, HostFacts};
+use crate::env::{self, EnvInputs};
 use crate::events::{EventRecorder, EventType};
 use crate::objects::ObjectSource;
-use crate::pod_cgroup::{CgroupError, PodCgroups};
+use crate::pod_cgroup::PodCgroups;
 use crate::resolv::{self, NodeDns};
-use crate::sandbox_config::{self, SandboxConfigError, SandboxInputs};
-use crate::volume::{self, Immutables, PodObjects, VolumeError, VolumeInputs, VolumeTeardownError};
+use crate::sandbox_config::{self, SandboxInputs};
+use crate::volume::{self, Immutables, PodObjects, VolumeInputs};
 
 pub use crate::container_config::ImageRef;
 pub use config::PodResourcesConfig;
+pub use error::{ConfigError, PrepareError, TeardownError};
 use gates::Gates;
 pub use mounts::MountError;
 
 /// So many pods have disk work done at once; more only make each of them later on a small machine.
 const PODS_AT_ONCE: usize = 8;
-
-/// Why a pod's resources cannot be made ready; the text is an event's message.
-#[derive(Debug, thiserror::Error)]
-pub enum PrepareError {
-    /// Its folders cannot be made.
-    #[error("error making pod data directories: {}: {source}", path.display())]
-    Directories {
-        /// Which.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// Its cgroup cannot be made.
-    #[error("unable to ensure pod container exists: {}", Chain(.0))]
-    Cgroup(#[from] CgroupError),
-    /// A volume cannot be set up.
-    #[error("MountVolume.SetUp failed for volume {volume:?} : {}", Chain(source))]
-    Volume {
-        /// The volume's name.
-        volume: String,
-        /// Why not.
-        #[source]
-        source: VolumeError,
-    },
-    /// The work panicked or the runtime is shutting down.
-    #[error("setting up the pod was interrupted")]
-    Interrupted,
-}
-
-impl PrepareError {
-    /// The kubelet's event reason.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::Directories { .. } => "FailedMakePodDataDirectories",
-            Self::Cgroup(_) => "FailedCreatePodContainer",
-            Self::Volume { .. } => "FailedMount",
-            Self::Interrupted => "FailedSync",
-        }
-    }
-}
-
-/// Why a sandbox or container cannot be described; the text is a container's waiting message.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The pod has no container of that name.
-    #[error("container {0:?} not found in pod")]
-    NoContainer(String),
-    /// The sandbox.
-    #[error(transparent)]
-    Sandbox(#[from] SandboxConfigError),
-    /// The node's resolver settings.
-    #[error("could not open resolv conf file {}: {source}", path.display())]
-    ResolvConf {
-        /// Which file.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// The environment.
-    #[error(transparent)]
-    Env(#[from] EnvError),
-    /// The mounts.
-    #[error(transparent)]
-    Mount(#[from] MountError),
-    /// Everything else of the container.
-    #[error(transparent)]
-    Container(#[from] ContainerConfigError),
-    /// A file or folder of the pod.
-    #[error("{operation} {}: {source}", path.display())]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// The work panicked or the runtime is shutting down.
-    #[error("describing the container was interrupted")]
-    Interrupted,
-}
-
-impl ConfigError {
-    /// The waiting reason of the container, or the event reason of the pod if it is about its sandbox.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::Sandbox(_) | Self::ResolvConf { .. } => "FailedCreatePodSandBox",
-            _ => "CreateContainerConfigError",
-        }
-    }
-
-    fn io(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io { operation, path, source }
-    }
-}
-
-/// Everything that stayed behind when a pod was taken away.
-#[derive(Debug, Default, thiserror::Error)]
-#[error("{}", self.text())]
-pub struct TeardownError {
-    /// Of its folder.
-    pub volumes: Vec<VolumeTeardownError>,
-    /// Of its cgroup.
-    pub cgroup: Vec<CgroupError>,
-    /// Whether the work itself was interrupted.
-    pub interrupted: bool,
-}
-
-impl TeardownError {
-    fn text(&self) -> String {
-        let volumes = self.volumes.iter().map(|error| Chain(error).to_string());
-        let mut parts: Vec<String> =
-            volumes.chain(self.cgroup.iter().map(|error| Chain(error).to_string())).collect();
-        if self.interrupted {
-            parts.push("the work was interrupted".to_owned());
-        }
-        format!("pod is not taken away whole: {}", parts.join("; "))
-    }
-}
-
-/// An error with its causes, for texts that people read without seeing the chain.
-struct Chain<'a>(&'a (dyn std::error::Error + 'static));
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
-    }
-}
 
 /// The resources of this node's pods. Clones share them.
 #[derive(Clone)]
@@ -191,12 +55,27 @@ struct Inner {
 
 impl PodResources {
     /// Looks at the machine once. Fails if its mount table cannot be read.
+    ///
+    /// ```no_run
+    /// use std::sync::Arc;
+    /// use coracle_kubelet_core::{clock::Clock, events::EventRecorder, objects::ObjectSource};
+    /// use coracle_kubelet_core::resources::{PodResources, PodResourcesConfig};
+    ///
+    /// # fn run(objects: Arc<dyn ObjectSource>) -> std::io::Result<()> {
+    /// let mut config = PodResourcesConfig::new("/var/lib/kubelet");
+    /// config.node_ips = vec!["192.0.2.1".parse().expect("an address")];
+    /// let resources = PodResources::new(config, objects, EventRecorder::new(Clock::system(), 100))?;
+    /// assert!(resources.pods_on_disk()?.is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn new(
-        config: PodResourcesConfig,
+        mut config: PodResourcesConfig,
         objects: Arc<dyn ObjectSource>,
         events: EventRecorder,
     ) -> io::Result<Self> {
         let facts = config::host_facts()?;
+        config::fill_allocatable(&mut config.allocatable, &facts, &config.root_dir);
         let cgroups = PodCgroups::new(config.cgroup(), &facts)?;
         Ok(Self(Arc::new(Inner {
             config,
@@ -252,6 +131,14 @@ impl PodResources {
         self.blocking(uid, move || inner.teardown(&owned)).await.unwrap_or_else(interrupted)
     }
 
+    /// What is wrong with the disk use of the pod's emptyDir volumes: one eviction message for each that is above its
+    /// sizeLimit. Walks the volumes, so it is for the caller to ask seldom.
+    pub async fn volumes_over_limit(&self, pod: &Pod) -> Vec<String> {
+        let (inner, pod, uid) = (self.0.clone(), pod.clone(), pod.metadata.uid.clone());
+        let work = move || volume::over_limit(&pod, &inner.pod_dir(&pod.metadata.uid));
+        self.blocking(&uid, work).await.unwrap_or_default()
+    }
+
     /// UIDs of pods that have a folder on this node, for finding those that nobody wants any more.
     pub fn pods_on_disk(&self) -> io::Result<Vec<String>> {
         let entries = match std::fs::read_dir(self.0.config.pods_dir()) {
@@ -300,8 +187,8 @@ impl Inner {
     fn prepare(&self, pod: &Pod) -> Result<(), PrepareError> {
         let pod_dir = self.pod_dir(&pod.metadata.uid);
         files::make_pod_dirs(&pod_dir, &self.log_dir(pod))
-            .map_err(|(path, source)| PrepareError::Directories { path, source })?;
-        self.cgroups.ensure(pod)?;
+            .map_err(|(path, cause)| PrepareError::Directories { path, cause })?;
+        self.cgroups.ensure(pod).map_err(PrepareError::Cgroup)?;
         self.volumes(pod)
     }
 
@@ -325,8 +212,8 @@ impl Inner {
         // All of them are tried, so that one that waits for its source does not keep others from it.
         let mut first_error = None;
         for volume in &pod.spec.volumes {
-            if let Err(source) = volume::set_up(pod, volume, &inputs) {
-                let error = PrepareError::Volume { volume: volume.name.clone(), source };
+            if let Err(cause) = volume::set_up(pod, volume, &inputs) {
+                let error = PrepareError::Volume { volume: volume.name.clone(), cause };
                 first_error.get_or_insert(error);
             }
         }
@@ -342,7 +229,7 @@ impl Inner {
             None => None,
             Some(path) => {
                 let text = std::fs::read_to_string(path)
-                    .map_err(|source| ConfigError::ResolvConf { path: path.clone(), source })?;
+                    .map_err(|cause| ConfigError::ResolvConf { path: path.clone(), cause })?;
                 Some(resolv::parse_resolv_conf(&text))
             }
         };

@@ -203,3 +203,17 @@ fn resources_are_divided_rounded_up_and_default_to_the_node() {
         {"resource": "limits.cpu", "containerName": "zz"}}}]}));
     assert_eq!(other.unwrap_err(), "container zz not found");
 }
+
+proptest::proptest! {
+    #[test]
+    fn an_escaped_text_expands_to_itself(text in ".*") {
+        let expanded = expand(&text.replace('$', "$$"), |_| Some("never"));
+        proptest::prop_assert_eq!(expanded, text);
+    }
+
+    #[test]
+    fn unknown_references_stay(text in "[$()A-Z ]*") {
+        let plain = text.replace("$$", "");
+        proptest::prop_assert_eq!(expand(&plain, |_| None), plain);
+    }
+}

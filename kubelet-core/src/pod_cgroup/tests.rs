@@ -102,8 +102,15 @@ fn a_pods_group_has_its_limits_and_goes_with_its_processes() {
     let tier = fixture.read("kubepods/burstable", "cpu.shares", "cpu.weight").unwrap();
     assert_eq!(tier, shares, "the tier has what its pods request together");
 
-    // Once more changes nothing, also what someone set by hand.
+    // A group that a killed agent left without its limits gets them from the next.
+    for dir in fixture.dirs(group) {
+        let _ = std::fs::write(dir.join("pids.max"), "5");
+    }
     fixture.cgroups.ensure(&pod).unwrap();
+    assert_eq!(fixture.read(group, "pids.max", "pids.max").unwrap(), "5", "once set they are left alone");
+    fixture.cgroups.known().clear();
+    fixture.cgroups.ensure(&pod).unwrap();
+    assert_eq!(fixture.read(group, "pids.max", "pids.max").unwrap(), "77");
 
     // A leftover process in a container's group.
     let mut leftover = Command::new("sleep").arg("600").stdout(Stdio::null()).spawn().unwrap();
@@ -149,8 +156,7 @@ fn without_controllers_there_is_a_name_and_nothing_to_do() {
         cpu_period_us: 100_000,
     };
     let hierarchy = Hierarchy::V1 { mounts: Vec::new() };
-    let cgroups =
-        PodCgroups { config, hierarchy, hugepage_sizes: vec![2 << 20], burstable: Mutex::default() };
+    let cgroups = PodCgroups { config, hierarchy, hugepage_sizes: vec![2 << 20], known: Mutex::default() };
     let pod = pod("u3", limited());
     cgroups.ensure(&pod).unwrap();
     assert_eq!(cgroups.parent(&pod), "/kubepods/burstable/podu3");

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use super::Allocatable;
+use crate::api::Quantity;
 use crate::container_config::HostFacts;
 use crate::pod_cgroup::{CgroupDriver, PodCgroupConfig};
 use crate::sys;
@@ -38,7 +39,8 @@ pub struct PodResourcesConfig {
     pub cpu_cfs_quota: bool,
     /// The quota's period in microseconds (`--cpu-cfs-quota-period`).
     pub cpu_cfs_quota_period_us: u64,
-    /// What the node can give to pods; the default of limits that are not set.
+    /// What the node can give to pods; the default of limits that are not set. What is left out here is what the
+    /// machine has.
     pub allocatable: Allocatable,
     /// Whether the runtime can make mounts below a mount read-only too, as its Status says.
     pub recursive_read_only: bool,
@@ -78,6 +80,24 @@ impl PodResourcesConfig {
             enforce_cpu_limits: self.cpu_cfs_quota,
             cpu_period_us: self.cpu_cfs_quota_period_us,
         }
+    }
+}
+
+/// What the settings leave open is what the machine has.
+pub(super) fn fill_allocatable(allocatable: &mut Allocatable, facts: &HostFacts, root_dir: &Path) {
+    let mut fill = |name: &str, value: i64| {
+        allocatable.entry(name.to_owned()).or_insert_with(|| Quantity::from_value(value));
+    };
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    fill("cpu", i64::try_from(cpus).unwrap_or(1));
+    fill("memory", facts.memory_capacity);
+    // The folder itself may not be made yet.
+    let existing = root_dir.ancestors().find_map(|dir| rustix::fs::statvfs(dir).ok());
+    if let Some(disk) = existing {
+        fill(
+            "ephemeral-storage",
+            i64::try_from(disk.f_blocks.saturating_mul(disk.f_frsize)).unwrap_or(i64::MAX),
+        );
     }
 }
 

@@ -1,6 +1,7 @@
 //! A pod from nothing to gone, on a real file system and this machine's cgroups.
 
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::sync::Mutex;
 
 use serde_json::{Value, json};
@@ -115,7 +116,7 @@ async fn a_pod_from_nothing_to_gone() {
     for _ in 0..2 {
         fixture.resources.prepare(&pod).await.unwrap();
     }
-    assert_eq!(fixture.resources.pods_on_disk().unwrap(), [fixture.uid.clone()]);
+    assert_eq!(fixture.resources.pods_on_disk().unwrap(), std::slice::from_ref(&fixture.uid));
 
     let sandbox = fixture.resources.sandbox_config(&pod, 0).unwrap();
     assert_eq!(sandbox.dns_config.unwrap().servers, ["192.0.2.53"]);

@@ -1,7 +1,8 @@
 //! emptyDir volumes on disk, in memory and of huge pages; also the ground of the volumes made of files.
 //!
-//! A volume on disk is ready when its marker is there, so that its owner is set once and not over what the pod
-//! made of it. One in memory is ready when it is mounted; after a reboot it is not, and is mounted anew.
+//! A volume is ready when it is there, mounted if it is no plain folder, and its marker says that its owner is set:
+//! that is done once, and not over what the pod made of it. After a reboot what was mounted is not, and is mounted
+//! anew.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -82,30 +83,41 @@ pub(super) fn set_up(
     fs_group: Option<u32>,
 ) -> Result<(), VolumeError> {
     let ready = ready_marker(pod_dir, volume);
-    let is_ready = match medium {
-        Medium::Disk => ready.is_dir() && dir.is_dir(),
+    let is_there = match medium {
+        // Made before its permissions are set, so a folder without a marker is made again.
+        Medium::Disk => dir.is_dir() && ready.is_dir(),
         Medium::Memory { .. } => is_mounted(dir, sys::is_tmpfs),
         Medium::HugePages { .. } => is_mounted(dir, sys::is_hugetlbfs),
     };
-    if is_ready {
+    if is_there && ready.is_dir() {
         return Ok(());
+    }
+    if !is_there {
+        make(dir, &ready, medium)?;
+    }
+    if let Some(group) = fs_group {
+        give_to_group(dir, group, Access::ReadWrite).map_err(VolumeError::io("set the group of", dir))?;
+    }
+    std::fs::create_dir_all(&ready).map_err(VolumeError::io("create folder", &ready))
+}
+
+fn make(dir: &Path, ready: &Path, medium: &Medium) -> Result<(), VolumeError> {
+    // The marker of what was mounted before a reboot says nothing of what is mounted now.
+    match std::fs::remove_dir(ready) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(VolumeError::io("remove", ready)(error));
+        }
+        _ => {}
     }
     std::fs::create_dir_all(dir).map_err(VolumeError::io("create folder", dir))?;
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o777))
         .map_err(VolumeError::io("chmod", dir))?;
     match medium {
-        Medium::Disk => {}
-        Medium::Memory { limit } => mount_memory(dir, *limit)?,
+        Medium::Disk => Ok(()),
+        Medium::Memory { limit } => mount_memory(dir, *limit),
         Medium::HugePages { page_size } => sys::mount_hugetlbfs(dir, &format!("pagesize={page_size}"))
-            .map_err(VolumeError::io("mount hugetlbfs at", dir))?,
+            .map_err(VolumeError::io("mount hugetlbfs at", dir)),
     }
-    if let Some(group) = fs_group {
-        give_to_group(dir, group, Access::ReadWrite).map_err(VolumeError::io("set the group of", dir))?;
-    }
-    if *medium == Medium::Disk {
-        std::fs::create_dir_all(&ready).map_err(VolumeError::io("create folder", &ready))?;
-    }
-    Ok(())
 }
 
 /// Where the kubelet keeps it too: `plugins/kubernetes.io~empty-dir/<volume>/ready`.

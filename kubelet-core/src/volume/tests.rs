@@ -115,6 +115,12 @@ fn an_empty_dir_in_memory_is_bounded_and_mounted_once_and_again_after_a_reboot()
     set_up_first(&dir, &pod, &Objects::default()).unwrap();
     assert_eq!(sys::mounts_below(&path).unwrap().len(), 1);
     assert!(path.join("fits").exists());
+    // A kill between the mount and its marker: the mount stays.
+    let ready = dir.path().join("plugins/kubernetes.io~empty-dir/v/ready");
+    std::fs::remove_dir(&ready).unwrap();
+    set_up_first(&dir, &pod, &Objects::default()).unwrap();
+    assert!(ready.is_dir() && path.join("fits").exists());
+    assert_eq!(sys::mounts_below(&path).unwrap().len(), 1);
     // What a reboot leaves: the folder without its mount.
     assert!(sys::unmount(&path).unwrap());
     set_up_first(&dir, &pod, &Objects::default()).unwrap();
@@ -454,4 +460,25 @@ fn teardown_unmounts_all_and_spares_what_lies_behind() {
     assert!(sys::mounts_below(&dir.path()).unwrap().is_empty());
     assert_eq!(std::fs::read_to_string(outside.join("precious")).unwrap(), "x");
     assert!(tear_down(&dir.path()).is_empty(), "twice is once");
+}
+
+#[test]
+fn disk_use_is_held_against_the_limit() {
+    let dir = PodDir::new();
+    let limited = |limit: &str| {
+        pod(
+            json!({"volumes": [{"name": "v", "emptyDir": {"sizeLimit": limit}}, {"name": "w", "emptyDir": {}}]}),
+        )
+    };
+    let path = set_up_first(&dir, &limited("1Mi"), &Objects::default()).unwrap();
+    std::fs::create_dir(path.join("deep")).unwrap();
+    std::fs::write(path.join("deep/data"), vec![1; 300 << 10]).unwrap();
+    for name in ["two", "three", "four"] {
+        std::fs::hard_link(path.join("deep/data"), path.join(name)).unwrap();
+    }
+    assert!(over_limit(&limited("1Mi"), &dir.path()).is_empty(), "one file under four names");
+    assert_eq!(
+        over_limit(&limited("256Ki"), &dir.path()),
+        ["Usage of EmptyDir volume \"v\" exceeds the limit \"256Ki\". "]
+    );
 }

@@ -1,0 +1,148 @@
+//! Why resources of pods cannot be made, described or taken away.
+//!
+//! The texts are what people read in events and container statuses, so they hold their causes; none is also
+//! offered as a `source`, or a log of the chain would say it twice.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::MountError;
+use crate::container_config::ContainerConfigError;
+use crate::env::EnvError;
+use crate::pod_cgroup::CgroupError;
+use crate::sandbox_config::SandboxConfigError;
+use crate::volume::{VolumeError, VolumeTeardownError};
+
+/// Why a pod's resources cannot be made ready; the text is an event's message.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// Its folders cannot be made.
+    #[error("error making pod data directories: {}: {cause}", path.display())]
+    Directories {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        cause: io::Error,
+    },
+    /// Its cgroup cannot be made.
+    #[error("unable to ensure pod container exists: {}", Chain(.0))]
+    Cgroup(CgroupError),
+    /// A volume cannot be set up.
+    #[error("MountVolume.SetUp failed for volume {volume:?} : {}", Chain(cause))]
+    Volume {
+        /// The volume's name.
+        volume: String,
+        /// Why not.
+        cause: VolumeError,
+    },
+    /// The work panicked or the runtime is shutting down.
+    #[error("setting up the pod was interrupted")]
+    Interrupted,
+}
+
+impl PrepareError {
+    /// The kubelet's event reason.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Directories { .. } => "FailedMakePodDataDirectories",
+            Self::Cgroup(_) => "FailedCreatePodContainer",
+            Self::Volume { .. } => "FailedMount",
+            Self::Interrupted => "FailedSync",
+        }
+    }
+}
+
+/// Why a sandbox or container cannot be described; the text is a container's waiting message.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The pod has no container of that name.
+    #[error("container {0:?} not found in pod")]
+    NoContainer(String),
+    /// The sandbox.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxConfigError),
+    /// The node's resolver settings.
+    #[error("could not open resolv conf file {}: {cause}", path.display())]
+    ResolvConf {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        cause: io::Error,
+    },
+    /// The environment.
+    #[error(transparent)]
+    Env(#[from] EnvError),
+    /// The mounts.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// Everything else of the container.
+    #[error(transparent)]
+    Container(#[from] ContainerConfigError),
+    /// A file or folder of the pod.
+    #[error("{operation} {}: {cause}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        cause: io::Error,
+    },
+    /// The work panicked or the runtime is shutting down.
+    #[error("describing the container was interrupted")]
+    Interrupted,
+}
+
+impl ConfigError {
+    /// The waiting reason of the container, or the event reason of the pod if it is about its sandbox.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Sandbox(_) | Self::ResolvConf { .. } => "FailedCreatePodSandBox",
+            _ => "CreateContainerConfigError",
+        }
+    }
+
+    pub(super) fn io(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |cause| Self::Io { operation, path, cause }
+    }
+}
+
+/// Everything that stayed behind when a pod was taken away.
+#[derive(Debug, Default, thiserror::Error)]
+#[error("{}", self.text())]
+pub struct TeardownError {
+    /// Of its folder.
+    pub volumes: Vec<VolumeTeardownError>,
+    /// Of its cgroup.
+    pub cgroup: Vec<CgroupError>,
+    /// Whether the work itself was interrupted.
+    pub interrupted: bool,
+}
+
+impl TeardownError {
+    fn text(&self) -> String {
+        let volumes = self.volumes.iter().map(|error| Chain(error).to_string());
+        let mut parts: Vec<String> =
+            volumes.chain(self.cgroup.iter().map(|error| Chain(error).to_string())).collect();
+        if self.interrupted {
+            parts.push("the work was interrupted".to_owned());
+        }
+        format!("pod is not taken away whole: {}", parts.join("; "))
+    }
+}
+
+/// An error with its causes, for texts that people read without seeing the chain.
+struct Chain<'a>(&'a (dyn std::error::Error + 'static));
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
