@@ -6,6 +6,7 @@
 //!
 //! The format is kubelet's: `TIME stdout|stderr F|P CONTENT`, where P marks a part whose line goes on.
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -256,7 +257,7 @@ fn format_line(out: &mut Vec<u8>, stamp: &Stamp, stream: StreamName, tag: Tag, f
 
 /// A time as RFC 3339 with nine digits of a second, in UTC.
 #[derive(Debug)]
-struct Stamp {
+pub(crate) struct Stamp {
     text: [u8; 30],
 }
 
@@ -266,7 +267,20 @@ impl Default for Stamp {
     }
 }
 
+impl fmt::Display for Stamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(std::str::from_utf8(&self.text).unwrap_or_default())
+    }
+}
+
 impl Stamp {
+    /// This moment.
+    pub(crate) fn now() -> Self {
+        let mut stamp = Self::default();
+        stamp.set(crate::sys::unix_ns());
+        stamp
+    }
+
     fn set(&mut self, unix_ns: i64) {
         let unix_ns = unix_ns.max(0);
         let (seconds, nanos) = (unix_ns / 1_000_000_000, unix_ns % 1_000_000_000);

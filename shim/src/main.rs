@@ -26,6 +26,7 @@ use std::error::Error;
 use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use args::Role;
 
@@ -38,22 +39,28 @@ fn main() -> ExitCode {
             writeln!(io::stdout(), "coracle-shim {}", env!("CARGO_PKG_VERSION")).map_err(Into::into)
         }
         Err(error) => {
-            tell(format_args!("{error}\n{}", args::USAGE));
+            drop(write!(io::stderr(), "coracle-shim: {error}\n{}", args::USAGE));
             return ExitCode::from(2);
         }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tell(format_args!("{}", Chain(&*error)));
+            drop(writeln!(io::stderr(), "coracle-shim: {}", Chain(&*error)));
             ExitCode::FAILURE
         }
     }
 }
 
+/// The sandbox, which several shims that share a log are told apart by.
+static SANDBOX: OnceLock<String> = OnceLock::new();
+
 /// Writes a line to standard error, which is the shim's log; nobody is told when that is gone too.
 fn tell(line: fmt::Arguments<'_>) {
-    drop(writeln!(io::stderr(), "coracle-shim: {line}"));
+    let id = SANDBOX.get().map_or("", String::as_str);
+    // One write, so that lines of several shims do not mix.
+    let text = format!("{} coracle-shim[{id}]: {line}\n", cri_log::Stamp::now());
+    drop(io::stderr().write_all(text.as_bytes()));
 }
 
 /// An error with everything that caused it, on one line.

@@ -286,13 +286,11 @@ impl Shim {
     }
 
     fn reopen_log(&mut self, reply: ReplyTo, request: &shim::ReopenLogRequest) -> Result<(), Status> {
-        let container = self.container(&request.id)?;
-        let log = container.init.streams.log_mut().ok_or_else(|| {
+        let reopened = self.container(&request.id)?.init.streams.reopen_log();
+        let reopened = reopened.ok_or_else(|| {
             Status::new(Code::FailedPrecondition, format!("container {} has no CRI log", request.id))
         })?;
-        log.reopen().map_err(|error| {
-            Status::new(Code::Internal, format!("cannot open {}: {error}", log.path().display()))
-        })?;
+        reopened.map_err(|error| Status::new(Code::Internal, crate::Chain(&error).to_string()))?;
         self.reply_message(reply, &Empty {});
         Ok(())
     }
@@ -315,14 +313,13 @@ impl Shim {
     fn info(&mut self, reply: ReplyTo) -> Result<(), Status> {
         let describe = |container: &mut Container| {
             let oom = container.check_oom();
-            let log = container.init.streams.log();
-            let refusal = log.and_then(crate::cri_log::LogFile::refusal);
+            let log = container.init.streams.log_summary();
             shim::ContainerInfo {
                 id: container.id.clone(),
                 pid: container.init.pid.unsigned_abs(),
                 state: container.init.state().into(),
-                log_bytes_dropped: log.map_or(0, crate::cri_log::LogFile::dropped),
-                log_error: refusal.map(ToString::to_string).unwrap_or_default(),
+                log_bytes_dropped: log.dropped,
+                log_error: log.error,
                 oom,
             }
         };

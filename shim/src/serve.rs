@@ -49,6 +49,9 @@ pub(crate) enum ServeError {
 
 /// Runs the role; in the process that the caller waits for it returns early.
 pub(crate) fn serve(options: Serve) -> Result<(), ServeError> {
+    crate::SANDBOX.get_or_init(|| options.id.clone());
+    // What the caller forgot to close would be open in every container.
+    sys::close_inherited();
     if options.foreground {
         let shim = set_up(options)?;
         print_pid(std::process::id());

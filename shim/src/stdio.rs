@@ -65,7 +65,18 @@ pub(crate) struct Streams {
     input: Option<Input>,
     console: Option<File>,
     log: Option<LogFile>,
+    /// What the log refused, once it is closed because nothing more can come.
+    ended_log: Option<LogSummary>,
     terminal: bool,
+}
+
+/// What a log refused.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LogSummary {
+    /// Bytes of output.
+    pub(crate) dropped: u64,
+    /// Why it refuses now; empty while it does not.
+    pub(crate) error: String,
 }
 
 impl Streams {
@@ -189,6 +200,7 @@ impl Streams {
         if let Some(at) = self.outputs.iter().position(|output| output.id == id) {
             if self.outputs[at].pump(epoll, self.log.as_mut(), READS_PER_WAKE) == Flow::Ended {
                 self.outputs.remove(at);
+                self.close_ended_log();
             }
             return true;
         }
@@ -207,6 +219,7 @@ impl Streams {
         self.input = None;
         let log = &mut self.log;
         self.outputs.retain_mut(|output| output.pump(epoll, log.as_mut(), READS_AT_END) != Flow::Ended);
+        self.close_ended_log();
     }
 
     /// The process is gone and deleted: ends its log, and returns what a slow reader has yet to take, if anything.
@@ -254,12 +267,36 @@ impl Streams {
         self.console.as_ref().map_or(Ok(()), |console| sys::set_window_size(console, columns, rows))
     }
 
-    pub(crate) fn log(&self) -> Option<&LogFile> {
-        self.log.as_ref()
+    /// What the log refused so far.
+    pub(crate) fn log_summary(&self) -> LogSummary {
+        match (&self.log, &self.ended_log) {
+            (Some(log), _) => LogSummary {
+                dropped: log.dropped(),
+                error: log.refusal().map(ToString::to_string).unwrap_or_default(),
+            },
+            (None, ended) => ended.clone().unwrap_or_default(),
+        }
     }
 
-    pub(crate) fn log_mut(&mut self) -> Option<&mut LogFile> {
-        self.log.as_mut()
+    /// Opens the log anew after its file was renamed; `None` when there never was one.
+    pub(crate) fn reopen_log(&mut self) -> Option<Result<(), StdioError>> {
+        match &mut self.log {
+            Some(log) => Some(log.reopen().map_err(|source| StdioError::Open {
+                name: "the log",
+                path: log.path().to_path_buf(),
+                source,
+            })),
+            // Nothing more comes, so nothing is to be opened.
+            None => self.ended_log.as_ref().map(|_| Ok(())),
+        }
+    }
+
+    /// Closes the log when no output is left: a file that was removed must not keep its disk space.
+    fn close_ended_log(&mut self) {
+        if self.outputs.is_empty() && self.log.is_some() {
+            self.ended_log = Some(self.log_summary());
+            self.log = None;
+        }
     }
 }
 

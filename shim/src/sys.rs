@@ -312,6 +312,18 @@ pub(crate) fn fork_session() -> io::Result<Forked> {
     }
 }
 
+/// Closes every descriptor beyond the standard three. For the start, when this program has opened none that lasts.
+pub(crate) fn close_inherited() {
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return };
+    // The list is complete, and the folder's own descriptor closed, before any of it is closed.
+    let open: Vec<RawFd> =
+        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for fd in open.into_iter().filter(|fd| *fd > 2) {
+        // SAFETY: nothing in this program owns it; at worst it is closed already.
+        unsafe { libc::close(fd) };
+    }
+}
+
 /// Puts a copy of `file` in place of standard descriptor `target` (0, 1 or 2).
 pub(crate) fn replace_stdio(file: &File, target: RawFd) -> io::Result<()> {
     // SAFETY: dup2 on an open descriptor; the standard three are owned by nobody in this program.

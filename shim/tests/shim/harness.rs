@@ -111,7 +111,13 @@ impl Sandbox {
         for argument in maker_arguments {
             command.args(["--maker-arg", argument]);
         }
-        let output = command.stdin(Stdio::null()).output().unwrap();
+        // As a careless caller leaves it: a descriptor that is not closed on exec.
+        let mut shell = Command::new("/bin/busybox");
+        shell
+            .args(["sh", "-c", "exec \"$@\" 7</tmp", "sh"])
+            .arg(command.get_program())
+            .args(command.get_args());
+        let output = shell.stdin(Stdio::null()).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let pid = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
         let client = Client::connect(&socket);

@@ -113,6 +113,9 @@ fn it_outlives_who_started_it_and_signals() {
         let expected = if fd == 2 { sandbox.path("shim.log") } else { "/dev/null".into() };
         assert_eq!(target, expected);
     }
+    let mut open: Vec<_> = fs::read_dir(format!("/proc/{}/fd", sandbox.pid)).unwrap().flatten().collect();
+    open.retain(|entry| fs::read_link(entry.path()).is_ok_and(|target| target.starts_with("/tmp")));
+    assert_eq!(open.len(), 2, "its own log and the container's, and nothing of the caller's: {open:?}");
     let members = fs::read_to_string(sandbox.cgroup("memory", "shim").join("cgroup.procs")).unwrap();
     assert_eq!(members.trim(), sandbox.pid.to_string());
 }
