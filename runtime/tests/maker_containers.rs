@@ -1,5 +1,7 @@
 //! The maker, held against real containers: what runs in them, what confines them, what is said when they cannot run.
 
+#![allow(clippy::unwrap_used, reason = "a test says what it expects with unwrap, in its helpers too")]
+
 #[path = "maker_containers/harness.rs"]
 mod harness;
 

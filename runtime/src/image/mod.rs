@@ -24,6 +24,7 @@ mod record;
 mod recovery;
 mod reference;
 mod registries;
+mod service;
 mod store;
 mod sys;
 mod tar;

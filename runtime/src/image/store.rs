@@ -15,6 +15,7 @@ use super::client;
 use super::digest::Digest;
 use super::error::{Failure, FailureKind, ImageError};
 use super::index::Index;
+use super::layer::LayerRecord;
 use super::layout::{Layout, remove_any, write_durably};
 use super::platform::Platform;
 use super::protocol::{Progress, Request, Task};
@@ -77,6 +78,8 @@ pub struct Usage {
 
 /// Images on disk, one per machine and agent. Cheap to share by `Arc`.
 pub struct ImageStore {
+    /// For tasks that outlive the call that started them.
+    this: Weak<Self>,
     layout: Layout,
     options: Options,
     index: Mutex<Index>,
@@ -87,6 +90,8 @@ pub struct ImageStore {
     doomed: Mutex<BTreeSet<Digest>>,
     /// One pull at a time of each reference; the second finds everything here.
     pulling: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    /// Bytes and inodes of all layers, until images change.
+    used: Mutex<Option<(u64, u64)>>,
     serial: AtomicU64,
     _lock: File,
 }
@@ -119,7 +124,8 @@ impl ImageStore {
         for record in recovery::recover(&layout).map_err(at(layout.root()))? {
             index.insert(&layout, record);
         }
-        Ok(Arc::new(Self {
+        Ok(Arc::new_cyclic(|this| Self {
+            this: this.clone(),
             workers: Arc::new(Semaphore::new(options.workers.max(1))),
             layout,
             options,
@@ -127,6 +133,7 @@ impl ImageStore {
             journal: tokio::sync::Mutex::new(()),
             doomed: Mutex::default(),
             pulling: Mutex::default(),
+            used: Mutex::default(),
             serial: AtomicU64::new(0),
             _lock: lock,
         }))
@@ -168,7 +175,7 @@ impl ImageStore {
     ///
     /// When the caller stops waiting, the worker is ended; what was downloaded stays for the next attempt.
     pub async fn pull(
-        self: &Arc<Self>,
+        &self,
         reference: &str,
         credentials: Option<Credentials>,
         progress: impl FnMut(Progress) + Send + 'static,
@@ -197,7 +204,7 @@ impl ImageStore {
 
     /// Loads the images of an OCI layout or docker-archive, as a folder or a file, or of a folder of such files.
     pub async fn load(
-        self: &Arc<Self>,
+        &self,
         path: &Path,
         progress: impl FnMut(Progress) + Send + 'static,
     ) -> Result<Vec<Arc<Image>>, ImageError> {
@@ -208,7 +215,7 @@ impl ImageStore {
 
     /// Saves images under their names to a file or, as [`ArchiveFormat::OciLayout`], a folder.
     pub async fn save(
-        self: &Arc<Self>,
+        &self,
         names: &[String],
         path: &Path,
         format: ArchiveFormat,
@@ -298,25 +305,25 @@ impl ImageStore {
 
     /// What images take, and what is free.
     pub async fn usage(&self) -> Result<Usage, ImageError> {
-        let layers = guard(&self.index).layers();
-        let layout = self.layout.clone();
-        blocking(move || {
-            let stat = rustix::fs::statvfs(layout.root())?;
-            let mut usage = Usage {
-                capacity: stat.f_blocks * stat.f_frsize,
-                available: stat.f_bavail * stat.f_frsize,
-                ..Usage::default()
-            };
-            for chain in layers {
-                if let Ok(layer) = super::layer::LayerRecord::read(&layout.layer(&chain)) {
-                    usage.bytes += layer.bytes;
-                    usage.inodes += layer.inodes;
-                }
+        let root = self.layout.root();
+        let stat = rustix::fs::statvfs(root).map_err(|error| at(root)(error.into()))?;
+        let known = *guard(&self.used);
+        let (bytes, inodes) = match known {
+            Some(known) => known,
+            None => {
+                let layers = guard(&self.index).layers();
+                let layout = self.layout.clone();
+                let counted = blocking(move || {
+                    let records =
+                        layers.iter().filter_map(|chain| LayerRecord::read(&layout.layer(chain)).ok());
+                    Ok(records.fold((0, 0), |(bytes, inodes), l| (bytes + l.bytes, inodes + l.inodes)))
+                });
+                let counted = counted.await.map_err(at(root))?;
+                *guard(&self.used).insert(counted)
             }
-            Ok(usage)
-        })
-        .await
-        .map_err(at(self.layout.root()))
+        };
+        let (capacity, available) = (stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize);
+        Ok(Usage { bytes, inodes, capacity, available })
     }
 
     /// The image config as its digest has it, for those who want more than [`super::ImageConfig`].
@@ -352,11 +359,11 @@ impl ImageStore {
 
     /// Runs a task in a worker and names what it brought. The outer error is the store's, the inner the worker's.
     async fn work(
-        self: &Arc<Self>,
+        &self,
         task: Task,
         progress: impl FnMut(Progress) + Send + 'static,
     ) -> Result<Result<Vec<Arc<Image>>, Failure>, ImageError> {
-        let store = self.clone();
+        let store = self.this.upgrade().expect("a store is only had by its Arc");
         // Dropped with this future, which tells the task below that nobody waits.
         let (waiting, mut abandoned) = oneshot::channel::<()>();
         let task = tokio::spawn(async move { store.supervise(task, progress, &mut abandoned).await });
@@ -433,6 +440,7 @@ impl ImageStore {
             blocking(move || write_durably(&write, &bytes)).await.map_err(at(path))?;
             guard(&self.doomed).retain(|chain| !record.layers.contains(chain));
             guard(&self.index).insert(&self.layout, record);
+            guard(&self.used).take();
         }
         Ok(())
     }
@@ -446,6 +454,7 @@ impl ImageStore {
             blocking(move || remove_any(&record).and_then(|()| remove_any(&config)))
                 .await
                 .map_err(at(path))?;
+            guard(&self.used).take();
             let mut index = guard(&self.index);
             if let Some(image) = index.forget(id) {
                 let kept = index.layers();

@@ -26,6 +26,7 @@ mod download;
 mod load;
 mod pull;
 mod remote;
+mod save;
 pub(crate) mod unpacker;
 
 use remote::Remote;
@@ -120,7 +121,9 @@ impl Session {
                 let remote = Remote::new(&reference, &registries, credentials, stall)?;
                 pull::pull(self, &reference, &remote).await.map(|record| vec![record])
             }
-            Task::Save { .. } => Err(Failure::new(FailureKind::Invalid, "not built yet")),
+            Task::Save { path, format, compression, images } => {
+                save::save(self, &path, format, compression, &images).map(|()| Vec::new())
+            }
         }
     }
 

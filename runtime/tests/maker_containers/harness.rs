@@ -28,30 +28,30 @@ const APPLETS: [&str; 33] = [
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
 /// A container to be made.
-pub struct Container {
-    pub dir: tempfile::TempDir,
-    pub id: String,
-    pub cgroup: String,
-    pub config: v1::ContainerConfig,
-    pub sandbox: v1::PodSandboxConfig,
-    pub image_user: String,
-    pub image_env: Vec<String>,
-    pub namespaces: Namespaces,
-    pub edit: fn(&mut Spec),
-    pub maker: Vec<String>,
-    pub pid: Option<i32>,
+pub(crate) struct Container {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) id: String,
+    pub(crate) cgroup: String,
+    pub(crate) config: v1::ContainerConfig,
+    pub(crate) sandbox: v1::PodSandboxConfig,
+    pub(crate) image_user: String,
+    pub(crate) image_env: Vec<String>,
+    pub(crate) namespaces: Namespaces,
+    pub(crate) edit: fn(&mut Spec),
+    pub(crate) maker: Vec<String>,
+    pub(crate) pid: Option<i32>,
 }
 
 /// How a container ended.
 #[derive(Debug)]
-pub struct Ended {
-    pub code: i32,
-    pub out: String,
+pub(crate) struct Ended {
+    pub(crate) code: i32,
+    pub(crate) out: String,
 }
 
 impl Container {
     /// A container that runs a shell script.
-    pub fn new(script: &str) -> Self {
+    pub(crate) fn new(script: &str) -> Self {
         // The maker's children become ours, as they become the shim's.
         rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -112,24 +112,24 @@ impl Container {
         }
     }
 
-    pub fn security(&mut self) -> &mut v1::LinuxContainerSecurityContext {
+    pub(crate) fn security(&mut self) -> &mut v1::LinuxContainerSecurityContext {
         self.config.linux.as_mut().unwrap().security_context.as_mut().unwrap()
     }
 
-    pub fn resources(&mut self) -> &mut v1::LinuxContainerResources {
+    pub(crate) fn resources(&mut self) -> &mut v1::LinuxContainerResources {
         self.config.linux.as_mut().unwrap().resources.as_mut().unwrap()
     }
 
-    pub fn bundle(&self) -> PathBuf {
+    pub(crate) fn bundle(&self) -> PathBuf {
         self.dir.path().join("bundle")
     }
 
-    pub fn rootfs(&self) -> PathBuf {
+    pub(crate) fn rootfs(&self) -> PathBuf {
         self.bundle().join("rootfs")
     }
 
     /// The spec of the container, with the test's own change.
-    pub fn spec(&self) -> Spec {
+    pub(crate) fn spec(&self) -> Spec {
         let host = HostFacts::gather().unwrap();
         let mounts = merge(&self.config, &SandboxFiles::default(), &[]);
         let observed = observe(&self.config, &mounts).unwrap();
@@ -156,12 +156,12 @@ impl Container {
     }
 
     /// Runs one command of the maker and returns what it said.
-    pub fn maker(&self, args: &[&str]) -> Output {
+    pub(crate) fn maker(&self, args: &[&str]) -> Output {
         let mut command = self.command();
         command.args(args).stdin(Stdio::null()).output().unwrap()
     }
 
-    pub fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(&self.maker[0]);
         command.args(&self.maker[1..]).arg("--root").arg(self.dir.path().join("state"));
         command.arg("--log").arg(self.dir.path().join("log.json")).args(["--log-format", "json"]);
@@ -169,14 +169,14 @@ impl Container {
     }
 
     /// `create`; the error is what the maker said.
-    pub fn create(&mut self) -> Result<(), String> {
+    pub(crate) fn create(&mut self) -> Result<(), String> {
         let spec = self.spec();
         fs::write(self.bundle().join("config.json"), serde_json::to_vec(&spec).unwrap()).unwrap();
         self.create_as_written(&[])
     }
 
     /// `create` with the config.json that is there.
-    pub fn create_as_written(&mut self, options: &[&str]) -> Result<(), String> {
+    pub(crate) fn create_as_written(&mut self, options: &[&str]) -> Result<(), String> {
         // Appending, as a pipe does: the container may open its own streams anew.
         let stream =
             |name| fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join(name)).unwrap();
@@ -197,13 +197,13 @@ impl Container {
         Ok(())
     }
 
-    pub fn start(&self) {
+    pub(crate) fn start(&self) {
         let output = self.maker(&["start", &self.id]);
         assert!(output.status.success(), "start: {}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// Waits for the end of the first process.
-    pub fn wait(&mut self) -> Ended {
+    pub(crate) fn wait(&mut self) -> Ended {
         let pid = Pid::from_raw(self.pid.expect("created")).unwrap();
         let deadline = Instant::now() + Duration::from_secs(20);
         let status = loop {
@@ -218,7 +218,7 @@ impl Container {
         Ended { code, out: self.output() }
     }
 
-    pub fn output(&self) -> String {
+    pub(crate) fn output(&self) -> String {
         let mut out = String::new();
         for name in ["out", "err"] {
             if let Ok(mut file) = fs::File::open(self.dir.path().join(name)) {
@@ -229,7 +229,7 @@ impl Container {
     }
 
     /// Waits until the container has said something.
-    pub fn wait_for(&self, word: &str) {
+    pub(crate) fn wait_for(&self, word: &str) {
         let deadline = Instant::now() + Duration::from_secs(20);
         while !self.output().contains(word) {
             assert!(
@@ -242,7 +242,7 @@ impl Container {
     }
 
     /// Creates, starts and waits.
-    pub fn run(mut self) -> Ended {
+    pub(crate) fn run(mut self) -> Ended {
         self.create().unwrap();
         self.start();
         let ended = self.wait();
@@ -252,18 +252,18 @@ impl Container {
     }
 
     /// Creates and starts a container that goes on.
-    pub fn running(mut self) -> Self {
+    pub(crate) fn running(mut self) -> Self {
         self.create().unwrap();
         self.start();
         self
     }
 
-    pub fn exec(&self, script: &str) -> Output {
+    pub(crate) fn exec(&self, script: &str) -> Output {
         self.maker(&["exec", &self.id, "/bin/sh", "-c", script])
     }
 
     /// Directories of the container's cgroup in every hierarchy.
-    pub fn cgroup_dirs(&self) -> Vec<PathBuf> {
+    pub(crate) fn cgroup_dirs(&self) -> Vec<PathBuf> {
         cgroup_roots()
             .into_iter()
             .map(|root| root.join(self.cgroup.trim_start_matches('/')))
