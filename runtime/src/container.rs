@@ -7,11 +7,12 @@
 mod create;
 mod end;
 mod exec;
-mod specification;
-mod update;
 pub(crate) mod overlay;
+mod specification;
 mod start;
 mod stop;
+mod update;
+mod volumes;
 
 use coracle_cri::v1;
 use tokio::sync::watch;

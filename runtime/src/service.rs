@@ -29,6 +29,7 @@ use crate::image::ImageStore;
 use crate::record::RecordError;
 use crate::sandbox::Sandbox;
 use crate::service_error::ServiceError;
+use crate::spec::host::HostFacts;
 use crate::sys;
 
 pub use status::{Recorded, read_records};
@@ -98,6 +99,8 @@ pub(crate) struct Engine {
     pub(crate) cgroups: Cgroups,
     pub(crate) cni: Cni,
     pub(crate) events: Events,
+    /// What this node can, for the specifications of containers.
+    pub(crate) host: HostFacts,
     pub(crate) images: Arc<ImageStore>,
     /// The maker's executable and its first arguments.
     pub(crate) maker: Vec<String>,
@@ -135,6 +138,8 @@ impl Runtime {
             return Err(StartError::NoShim { path: config.shim.clone() });
         }
         let maker = choose_maker(&config)?;
+        let host = HostFacts::gather()
+            .map_err(|source| StartError::Folder { path: PathBuf::from("/proc/self"), source })?;
         let images = images::open(&config).await?;
         prepare_holder(&layout)?;
         let cni = Cni::new(config.cni.clone(), layout.cni());
@@ -143,6 +148,7 @@ impl Runtime {
             cgroups,
             cni,
             events: Events::new(),
+            host,
             images,
             maker,
             index: Mutex::default(),

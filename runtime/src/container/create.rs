@@ -81,9 +81,8 @@ impl Engine {
         }
         let target = overlay.target.clone();
         overlay.mount(bundle.join("lower")).await.map_err(ServiceError::file("mount", target))?;
-        let made = self.container_spec(sandbox, container, image)?;
-        let path = bundle.join("config.json");
-        fs::write(&path, &made.json).map_err(ServiceError::file("write", path))?;
+        let made = self.container_spec(sandbox, container, image).await?;
+        self.write_spec(container, &made.spec)?;
         container.change(&self.layout, |record| {
             record.uid = made.user.uid;
             record.gid = made.user.gid;

@@ -2,7 +2,6 @@
 //!
 //! The shim opens the writing ends by their path below our own /proc, so nothing is left on disk whoever dies.
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::Arc;
@@ -11,7 +10,6 @@ use std::time::Duration;
 
 use coracle_cri::v1;
 use coracle_shim::protocol::{Any, method, task};
-use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 
@@ -85,16 +83,8 @@ impl Engine {
 
     /// The container's own process with another command line, as every CRI runtime makes it.
     fn exec_process(&self, container: &Container, command: &[String]) -> Result<Vec<u8>, ServiceError> {
-        let path = self.layout.bundle(&container.id).join("config.json");
-        let text = fs::read(&path).map_err(ServiceError::file("read", &path))?;
-        let mut spec: Value = serde_json::from_slice(&text).map_err(|error| ServiceError::Spec(Box::new(error)))?;
-        let process = &mut spec["process"];
-        process["args"] = command.into();
-        process["terminal"] = false.into();
-        if let Some(process) = process.as_object_mut() {
-            process.remove("consoleSize");
-        }
-        Ok(process.to_string().into_bytes())
+        let process = crate::spec::exec_process(&self.read_spec(container)?, command, false);
+        serde_json::to_vec(&process).map_err(|error| ServiceError::Spec(Box::new(error)))
     }
 }
 

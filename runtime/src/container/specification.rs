@@ -1,74 +1,169 @@
-//! The OCI specification of a container: gathers what the pure functions of [`crate::spec`] need.
-//!
-//! TEMPORARY minimal form.
+//! The bundle's OCI specification: gathers what the pure functions of [`crate::spec`] need, and writes changes.
 
+use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use coracle_cri::v1;
-use serde_json::{Value, json};
+use oci_spec::runtime::Spec;
 
-use super::Container;
+use super::{Container, volumes};
 use crate::image::Image;
+use crate::record::ContainerPhase;
 use crate::sandbox::{self, Sandbox};
 use crate::service::Engine;
 use crate::service_error::ServiceError;
-use crate::spec::user::{ResolvedUser, UserFiles};
+use crate::spec::mounts::{self, SandboxFiles};
+use crate::spec::user::{self, ResolvedUser, UserFiles};
+use crate::spec::{self, ImageDefaults, NamespaceRef, Namespaces, SpecInput, observe, resources};
 
+/// A specification and what its making found out.
 pub(super) struct Made {
-    pub(super) json: Vec<u8>,
+    pub(super) spec: Spec,
     pub(super) user: ResolvedUser,
 }
 
+fn refused(error: impl std::error::Error + Send + Sync + 'static) -> ServiceError {
+    ServiceError::Spec(Box::new(error))
+}
+
 impl Engine {
-    pub(super) fn container_spec(
+    /// Makes the specification of a container whose root is mounted.
+    pub(super) async fn container_spec(
         &self,
         sandbox: &Arc<Sandbox>,
         container: &Arc<Container>,
         image: &Image,
     ) -> Result<Made, ServiceError> {
         let config = container.record().config.clone();
-        let root = self.layout.rootfs(&container.id);
-        let files = UserFiles::read(&root).map_err(|e| ServiceError::Spec(Box::new(e)))?;
-        let security = config.linux.clone().and_then(|l| l.security_context).unwrap_or_default();
-        let user = crate::spec::user::resolve(&security, &image.config.user, &files)
-            .map_err(|e| ServiceError::Spec(Box::new(e)))?;
-        let mut args: Vec<String> = if config.command.is_empty() { image.config.entrypoint.clone() } else { config.command.clone() };
-        if config.args.is_empty() && config.command.is_empty() { args.extend(image.config.cmd.clone()); } else { args.extend(config.args.clone()); }
-        let mut env = image.config.env.clone();
-        if env.is_empty() { env.push("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()); }
-        let mut namespaces = vec![json!({"type": "mount"})];
-        for (kind, name) in [("net", "network"), ("ipc", "ipc"), ("uts", "uts"), ("pid", "pid")] {
-            if let Some(path) = sandbox::pin(&self.layout, sandbox, kind) {
-                namespaces.push(json!({"type": name, "path": path}));
-            } else if kind == "pid" && security.namespace_options.clone().unwrap_or_default().pid() != v1::NamespaceMode::Node {
-                namespaces.push(json!({"type": name}));
-            }
-        }
-        let caps: Vec<Value> = ["CAP_CHOWN","CAP_DAC_OVERRIDE","CAP_KILL","CAP_SETUID","CAP_SETGID","CAP_NET_RAW"].iter().map(|c| json!(c)).collect();
-        let mut resources = json!({});
-        if let Some(r) = config.linux.as_ref().and_then(|l| l.resources.as_ref()) && r.memory_limit_in_bytes > 0 {
-            resources["memory"] = json!({"limit": r.memory_limit_in_bytes});
-        }
-        let spec = json!({
-            "ociVersion": "1.0.2",
-            "process": {"terminal": config.tty, "user": {"uid": user.uid, "gid": user.gid}, "args": args, "env": env, "cwd": "/",
-                "capabilities": {"bounding": caps, "effective": caps, "permitted": caps}},
-            "root": {"path": root},
-            "mounts": [
-                {"destination": "/proc", "type": "proc", "source": "proc"},
-                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=64k"]},
-                {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
-            ],
-            "linux": {
-                "cgroupsPath": self.cgroups.spec_path(&sandbox.cgroup_parent(), &container.id),
-                "resources": resources,
-                "namespaces": namespaces,
+        let pod = sandbox.record().config.clone();
+        let rootfs = self.layout.rootfs(&container.id);
+        let paths: Vec<String> = image.config.volumes.keys().cloned().collect();
+        let image_volumes = volumes::make(&rootfs, &self.layout.layer(&container.id), paths).await?;
+        let mounts = mounts::merge(&config, &self.sandbox_files(sandbox, &pod), &image_volumes);
+        let observed = observe::observe(&config, &mounts).map_err(refused)?;
+        let context = config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default();
+        let files = UserFiles::read(&rootfs).map_err(refused)?;
+        let user = user::resolve(&context, &image.config.user, &files).map_err(refused)?;
+        let namespaces = self.container_namespaces(sandbox, &context)?;
+        let cgroups_path = self.cgroups.spec_path(&sandbox.cgroup_parent(), &container.id);
+        let input = SpecInput {
+            container_id: &container.id,
+            sandbox_id: &sandbox.id,
+            config: &config,
+            sandbox: &pod,
+            image: ImageDefaults {
+                env: &image.config.env,
+                entrypoint: &image.config.entrypoint,
+                cmd: &image.config.cmd,
+                working_dir: &image.config.working_dir,
             },
-        });
-        Ok(Made { json: spec.to_string().into_bytes(), user })
+            image_name: config.image.as_ref().map(|image| image.image.as_str()).unwrap_or_default(),
+            user: &user,
+            namespaces: &namespaces,
+            cgroups_path: &cgroups_path,
+            rootfs: &rootfs,
+            mounts: &mounts,
+            observed: &observed,
+            host: &self.host,
+        };
+        for notice in spec::notices(&input) {
+            tracing::warn!(container = %container.id, "{notice}");
+        }
+        let spec = spec::container_spec(&input).map_err(refused)?;
+        Ok(Made { spec, user })
     }
 
-    pub(super) fn update_spec(&self, _container: &Container, _resources: &v1::LinuxContainerResources) -> Result<Vec<u8>, ServiceError> {
-        Ok(b"{}".to_vec())
+    fn sandbox_files(&self, sandbox: &Sandbox, pod: &v1::PodSandboxConfig) -> SandboxFiles {
+        let dir = self.layout.sandbox(&sandbox.id);
+        let shm = match sandbox::namespaces(pod).ipc() {
+            v1::NamespaceMode::Node => PathBuf::from("/dev/shm"),
+            _ => self.layout.shm(&sandbox.id),
+        };
+        SandboxFiles {
+            hostname: Some(dir.join("hostname")),
+            hosts: Some(dir.join("hosts")),
+            resolv_conf: Some(dir.join("resolv.conf")),
+            shm: Some(shm),
+        }
+    }
+
+    fn container_namespaces(
+        &self,
+        sandbox: &Sandbox,
+        context: &v1::LinuxContainerSecurityContext,
+    ) -> Result<Namespaces, ServiceError> {
+        let pinned = |kind| match sandbox::pin(&self.layout, sandbox, kind) {
+            Some(path) => NamespaceRef::Path(path),
+            None => NamespaceRef::Host,
+        };
+        let options = context.namespace_options.clone().unwrap_or_default();
+        let pid = match options.pid() {
+            v1::NamespaceMode::Node => NamespaceRef::Host,
+            v1::NamespaceMode::Container => NamespaceRef::Own,
+            v1::NamespaceMode::Pod => match sandbox::pin(&self.layout, sandbox, "pid") {
+                Some(path) => NamespaceRef::Path(path),
+                None => {
+                    let what = "the container wants the pod's PID namespace and the pod was made without one";
+                    return Err(ServiceError::Invalid { what: what.into() });
+                }
+            },
+            v1::NamespaceMode::Target => self.target_pid_namespace(&options.target_id)?,
+        };
+        Ok(Namespaces { net: pinned("net"), ipc: pinned("ipc"), uts: pinned("uts"), pid, user: NamespaceRef::Host })
+    }
+
+    fn target_pid_namespace(&self, id: &str) -> Result<NamespaceRef, ServiceError> {
+        let target = self.container(id)?;
+        let record = target.record();
+        match record.phase {
+            ContainerPhase::Running { pid, .. } => {
+                Ok(NamespaceRef::Path(PathBuf::from(format!("/proc/{pid}/ns/pid"))))
+            }
+            ref phase => Err(ServiceError::WrongState {
+                id: id.to_owned(),
+                state: super::phase_name(phase),
+                wanted: "running",
+            }),
+        }
+    }
+
+    /// Writes the specification into the bundle.
+    pub(super) fn write_spec(&self, container: &Container, spec: &Spec) -> Result<(), ServiceError> {
+        let path = self.spec_path(container);
+        let text = serde_json::to_vec(spec).map_err(refused)?;
+        fs::write(&path, text).map_err(ServiceError::file("write", path))
+    }
+
+    /// Reads the specification of the bundle.
+    pub(super) fn read_spec(&self, container: &Container) -> Result<Spec, ServiceError> {
+        let path = self.spec_path(container);
+        let text = fs::read(&path).map_err(ServiceError::file("read", &path))?;
+        serde_json::from_slice(&text).map_err(refused)
+    }
+
+    /// Puts new limits into the specification; answers them as the maker's `update` takes them.
+    pub(super) fn update_spec(
+        &self,
+        container: &Container,
+        limits: &v1::LinuxContainerResources,
+    ) -> Result<Vec<u8>, ServiceError> {
+        let mut limits = resources::to_oci(limits, &self.host);
+        let update = serde_json::to_vec(&limits).map_err(refused)?;
+        let mut spec = self.read_spec(container)?;
+        if let Some(linux) = spec.linux_mut() {
+            // Devices and process limits are no part of an update.
+            if let Some(old) = linux.resources() {
+                limits.set_devices(old.devices().clone());
+                limits.set_pids(*old.pids());
+            }
+            linux.set_resources(Some(limits));
+        }
+        self.write_spec(container, &spec)?;
+        Ok(update)
+    }
+
+    fn spec_path(&self, container: &Container) -> PathBuf {
+        self.layout.bundle(&container.id).join("config.json")
     }
 }

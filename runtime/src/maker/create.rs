@@ -104,7 +104,7 @@ pub(super) fn create(globals: &Globals, options: &Create, warn: &mut dyn FnMut(&
         start_time: process_stat(pid).map_or(0, |(_, start)| start),
         bundle,
         rootfs,
-        cgroups: node.mounts.of_process(pid).unwrap_or_default(),
+        cgroups: own_cgroups(&node.mounts, pid),
         cgroups_path,
         systemd_cgroup: globals.systemd_cgroup,
     };
@@ -116,6 +116,15 @@ pub(super) fn create(globals: &Globals, options: &Create, warn: &mut dyn FnMut(&
         return Err(fault);
     }
     Ok(())
+}
+
+/// The cgroups that the container has to itself. Where it was not moved it shares its caller's, the shim's: whoever
+/// kills what is in these must not meet anybody else.
+fn own_cgroups(mounts: &cgroup::Mounts, pid: i32) -> Vec<PathBuf> {
+    let ours = mounts.of_process(std::process::id().cast_signed()).unwrap_or_default();
+    let mut cgroups = mounts.of_process(pid).unwrap_or_default();
+    cgroups.retain(|dir| !ours.contains(dir));
+    cgroups
 }
 
 fn seal(

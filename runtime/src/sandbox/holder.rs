@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_shim::protocol::{method, task};
+use oci_spec::runtime::Mount;
 use rustix::mount::mount_bind;
-use serde_json::json;
 
 use super::Sandbox;
 use crate::record::SandboxPhase;
 use crate::service::Engine;
 use crate::service_error::{ServiceError, chain};
+use crate::spec::{NamespaceRef, Namespaces};
 
 /// How long the maker may take to make and start the holder.
 const MAKE_BOUND: Duration = Duration::from_secs(60);
@@ -31,9 +32,9 @@ impl Engine {
     pub(crate) async fn start_holder(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), ServiceError> {
         let bundle = self.holder_bundle(&sandbox.id);
         fs::create_dir(&bundle).map_err(ServiceError::file("create", &bundle))?;
-        let spec = self.holder_spec(sandbox);
+        let spec = self.holder_spec(sandbox)?;
         let path = bundle.join("config.json");
-        fs::write(&path, spec.to_string()).map_err(ServiceError::file("write", path))?;
+        fs::write(&path, spec).map_err(ServiceError::file("write", path))?;
         let shim = sandbox.shim()?;
         let create = task::CreateTaskRequest {
             id: sandbox.id.clone(),
@@ -86,36 +87,31 @@ impl Engine {
         }
     }
 
-    /// The least that a process needs: no capability, no write, no network of its own.
-    fn holder_spec(&self, sandbox: &Sandbox) -> serde_json::Value {
-        let mut namespaces = vec![json!({"type": "pid"}), json!({"type": "mount"})];
-        for (kind, name) in [("net", "network"), ("ipc", "ipc"), ("uts", "uts")] {
-            if let Some(path) = super::pin(&self.layout, sandbox, kind) {
-                namespaces.push(json!({"type": name, "path": path}));
-            }
-        }
-        json!({
-            "ociVersion": "1.0.2",
-            "process": {
-                "terminal": false,
-                "user": {"uid": 65535, "gid": 65535},
-                "args": ["/coracle-shim", "hold"],
-                "env": ["PATH=/"],
-                "cwd": "/",
-                "noNewPrivileges": true,
-                "capabilities": {"bounding": [], "effective": [], "permitted": []},
-            },
-            "root": {"path": self.layout.holder_rootfs(), "readonly": true},
-            "mounts": [
-                {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
-                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=64k"]},
-                {"destination": "/coracle-shim", "type": "bind", "source": self.config.shim, "options": ["bind", "ro"]},
-            ],
-            "linux": {
-                "cgroupsPath": self.cgroups.spec_path(&sandbox.cgroup_parent(), &sandbox.id),
-                "resources": {"devices": [{"allow": false, "access": "rwm"}]},
-                "namespaces": namespaces,
-            },
-        })
+    /// The least that a process needs, with the shim's executable as the only file of its root.
+    fn holder_spec(&self, sandbox: &Sandbox) -> Result<Vec<u8>, ServiceError> {
+        let pinned = |kind| match super::pin(&self.layout, sandbox, kind) {
+            Some(path) => NamespaceRef::Path(path),
+            None => NamespaceRef::Host,
+        };
+        let namespaces = Namespaces {
+            net: pinned("net"),
+            ipc: pinned("ipc"),
+            uts: pinned("uts"),
+            pid: NamespaceRef::Own,
+            user: NamespaceRef::Host,
+        };
+        let config = sandbox.record().config.clone();
+        let cgroup = self.cgroups.spec_path(&sandbox.cgroup_parent(), &sandbox.id);
+        let root = self.layout.holder_rootfs();
+        let arguments = ["/coracle-shim", "hold"];
+        let mut spec =
+            crate::spec::hold_spec(&root, &arguments, &config, &sandbox.id, &namespaces, &cgroup, &self.host);
+        let mut shim = Mount::default();
+        shim.set_destination(PathBuf::from("/coracle-shim"))
+            .set_typ(Some("bind".into()))
+            .set_source(Some(self.config.shim.clone()))
+            .set_options(Some(vec!["bind".into(), "ro".into()]));
+        spec.mounts_mut().get_or_insert_default().push(shim);
+        serde_json::to_vec(&spec).map_err(|error| ServiceError::Spec(Box::new(error)))
     }
 }
