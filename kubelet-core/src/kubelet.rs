@@ -23,6 +23,7 @@ use crate::api::{Pod, PodStatus};
 use crate::clock::Clock;
 use crate::dispatcher::{self, Command, Dispatcher};
 use crate::events::EventRecorder;
+use crate::image_pull::{ImagePullConfig, ImagePuller};
 use crate::objects::ObjectSource;
 use crate::pod::edges::{Images, Node, Resources};
 use crate::pod::status::NodeFacts;
@@ -38,6 +39,8 @@ pub struct KubeletConfig {
     pub node_ips: Vec<IpAddr>,
     /// Folders, cgroups, volumes and DNS of pods.
     pub resources: PodResourcesConfig,
+    /// How images are pulled.
+    pub image_pull: ImagePullConfig,
     /// How many sandboxes and containers are made at once.
     pub max_parallel_starts: usize,
     /// Folder of the links to container logs (`/var/log/containers`), none for no links.
@@ -57,6 +60,7 @@ impl KubeletConfig {
         Self {
             node_ips: resources.node_ips.clone(),
             resources,
+            image_pull: ImagePullConfig::default(),
             max_parallel_starts: cores * 4,
             log_links: Some(PathBuf::from("/var/log/containers")),
             deadlines: Deadlines::default(),
@@ -130,13 +134,14 @@ impl Kubelet {
     ) -> Result<Self, StartError> {
         let events = EventRecorder::new(config.clock.clone(), config.events);
         let changes = objects.changes();
-        let resources = PodResources::new(config.resources.clone(), objects, events.clone());
+        let resources = PodResources::new(config.resources.clone(), objects.clone(), events.clone());
         let resources = resources.map_err(StartError::Machine)?;
         if let Some(path) = &config.log_links {
             let made = tokio::fs::create_dir_all(path).await;
             made.map_err(|source| StartError::Folder { path: path.clone(), source })?;
         }
-        let images = adapters::pulling(images, events.clone());
+        let (clock, pulls) = (config.clock.clone(), config.image_pull.clone());
+        let images = Arc::new(ImagePuller::new(images, objects, events.clone(), clock, pulls));
         let parts = Parts { events, resources: Arc::new(resources), images, changes };
         Self::assemble(config, runtime, pods, parts).await
     }

@@ -4,51 +4,23 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use coracle_cri::ImageService;
 use coracle_cri::v1::{ContainerConfig, PodSandboxConfig};
 
 use crate::api::{Container, Pod};
 use crate::container_config::ImageRef;
-use crate::events::EventRecorder;
+use crate::image_pull::{ImagePuller, PullError};
 use crate::pod::edges::{Images, Resources, StepError};
 use crate::resources::PodResources;
 
-/// Pulls images by the containers' policies.
-pub(super) fn pulling(images: Arc<dyn ImageService>, events: EventRecorder) -> Arc<dyn Images> {
-    Arc::new(Pulling { images, events })
-}
-
-struct Pulling {
-    images: Arc<dyn ImageService>,
-    events: EventRecorder,
-}
-
 #[async_trait]
-impl Images for Pulling {
+impl Images for ImagePuller {
     async fn ensure(
         &self,
         pod: &Arc<Pod>,
         container: &Container,
         sandbox: &PodSandboxConfig,
-    ) -> Result<ImageRef, StepError> {
-        use coracle_cri::v1::{ImageSpec, ImageStatusRequest, PullImageRequest};
-        let _ = (pod, &self.events);
-        let spec = ImageSpec { image: container.image.clone(), ..ImageSpec::default() };
-        let failed = |reason: &str, s: coracle_cri::Status| StepError {
-            reason: reason.to_owned(),
-            message: s.message().to_owned(),
-        };
-        let status = |spec: ImageSpec| {
-            self.images.image_status(ImageStatusRequest { image: Some(spec), verbose: false })
-        };
-        if let Some(image) = status(spec.clone()).await.map_err(|s| failed("ImageInspectError", s))?.image {
-            return Ok(ImageRef::from(&image));
-        }
-        let request =
-            PullImageRequest { image: Some(spec.clone()), auth: None, sandbox_config: Some(sandbox.clone()) };
-        self.images.pull_image(request).await.map_err(|s| failed("ErrImagePull", s))?;
-        let image = status(spec).await.map_err(|s| failed("ImageInspectError", s))?.image;
-        Ok(image.as_ref().map(ImageRef::from).unwrap_or_default())
+    ) -> Result<ImageRef, PullError> {
+        ImagePuller::ensure(self, pod, container, sandbox).await
     }
 }
 

@@ -29,6 +29,7 @@ use crate::container_config::{
     TERMINATION_GRACE_ANNOTATION, container_hash,
 };
 use crate::events::Event;
+use crate::image_pull::PullError;
 use crate::pod::edges::StepError;
 use crate::pod::labels::{POD_NAME, POD_NAMESPACE, POD_UID};
 use crate::source::PodSet;
@@ -63,8 +64,7 @@ impl Resources for Disk {
     fn sandbox_config(&self, pod: &Pod, attempt: u32) -> Result<PodSandboxConfig, StepError> {
         let network = if pod.spec.host_network { NamespaceMode::Node } else { NamespaceMode::Pod };
         let options = NamespaceOption { network: network.into(), ..NamespaceOption::default() };
-        let security =
-            LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
+        let security = LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
         let root = self.log_root.lock().unwrap().clone();
         Ok(PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
@@ -133,7 +133,7 @@ fn labels(pod: &Pod) -> HashMap<String, String> {
 /// Stand-in for the puller: images are there, but for those that are told to fail.
 #[derive(Default)]
 struct Pictures {
-    failing: Mutex<BTreeMap<String, StepError>>,
+    failing: Mutex<BTreeMap<String, PullError>>,
 }
 
 #[async_trait]
@@ -143,7 +143,7 @@ impl Images for Pictures {
         _pod: &Arc<Pod>,
         container: &Container,
         _sandbox: &PodSandboxConfig,
-    ) -> Result<ImageRef, StepError> {
+    ) -> Result<ImageRef, PullError> {
         match self.failing.lock().unwrap().get(&container.image) {
             Some(error) => Err(error.clone()),
             None => Ok(ImageRef { id: container.image.clone(), ..ImageRef::default() }),
@@ -176,7 +176,12 @@ impl Bench {
         Self::on(fake, clock, wall, pods).await
     }
 
-    async fn on(fake: FakeRuntime, clock: Clock, wall: WallSetter, pods: impl IntoIterator<Item = Pod>) -> Self {
+    async fn on(
+        fake: FakeRuntime,
+        clock: Clock,
+        wall: WallSetter,
+        pods: impl IntoIterator<Item = Pod>,
+    ) -> Self {
         let (disk, images) = (Arc::new(Disk::default()), Arc::new(Pictures::default()));
         let (pods, receiver) = watch::channel(set(pods));
         let kubelet = start(&fake, &clock, &disk, &images, receiver).await;
@@ -251,7 +256,9 @@ impl Bench {
     fn running(&self, name: &str) -> usize {
         let running = coracle_cri::v1::ContainerState::ContainerRunning;
         let all = self.fake.containers();
-        all.iter().filter(|c| c.status.state() == running && c.status.metadata.as_ref().unwrap().name == name).count()
+        all.iter()
+            .filter(|c| c.status.state() == running && c.status.metadata.as_ref().unwrap().name == name)
+            .count()
     }
 }
 

@@ -13,6 +13,7 @@ use crate::api::{Container, Pod};
 use crate::clock::Clock;
 use crate::container_config::ImageRef;
 use crate::events::EventRecorder;
+use crate::image_pull::PullError;
 use crate::pod::rpc::Deadlines;
 use crate::pod::status::NodeFacts;
 
@@ -54,14 +55,13 @@ pub(crate) trait Resources: Send + Sync {
 /// Images of containers.
 #[async_trait]
 pub(crate) trait Images: Send + Sync {
-    /// The image of a container, pulled if its policy says so. Records its own events; the error's reason
-    /// is the container's waiting reason (`ErrImagePull`, `ImagePullBackOff`, …).
+    /// The image of a container, pulled if its policy says so. Records its own events. Cancel-safe.
     async fn ensure(
         &self,
         pod: &Arc<Pod>,
         container: &Container,
         sandbox: &PodSandboxConfig,
-    ) -> Result<ImageRef, StepError>;
+    ) -> Result<ImageRef, PullError>;
 }
 
 /// What all workers share.

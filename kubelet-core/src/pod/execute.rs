@@ -5,6 +5,7 @@
 //! is to end makes it stop before the next one ([`Halt`]).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_cri::Status;
 use coracle_cri::v1::{
@@ -20,7 +21,7 @@ use crate::pod::kill::{self, Order};
 use crate::pod::observation::Observation;
 use crate::pod::plan::{ContainerKind, Kill, KillReason, Plan, Reset, Start};
 use crate::pod::rpc::{bounded, gone_is_fine};
-use crate::pod::start::{Started, Starting};
+use crate::pod::start::{Failed, Started, Starting};
 use crate::pod::status::StartFailure;
 
 /// What execution learned.
@@ -35,7 +36,7 @@ pub(crate) enum Progress {
     /// A container runs.
     Started { name: String },
     /// A container could not be started.
-    Failed { name: String, failure: StartFailure },
+    Failed { name: String, failure: StartFailure, retry_at: Option<Duration> },
     /// A container was removed.
     Removed { id: Arc<str> },
     /// The runtime may have done more than it said.
@@ -176,12 +177,12 @@ impl Execution {
             match starting.start(container).await {
                 Ok(Started::Yes) => {}
                 Ok(Started::Halted) => return outcome,
-                Err(failure) => {
+                Err(Failed { failure, retry_at }) => {
                     // A hook that failed ended its container: its end wakes the worker, its back-off counts.
                     if failure.reason != "PostStartHookError" {
                         outcome = Outcome::Retry;
                     }
-                    self.report.send(Progress::Failed { name: start.name.clone(), failure });
+                    self.report.send(Progress::Failed { name: start.name.clone(), failure, retry_at });
                     if start.kind == ContainerKind::Init {
                         return outcome;
                     }

@@ -4,6 +4,10 @@
 //! `computePodActions` and `doBackOff` (1.36). Phase and end of the pod are `status.rs`'s.
 
 mod init;
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;

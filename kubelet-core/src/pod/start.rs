@@ -5,6 +5,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_cri::v1::{ContainerConfig, CreateContainerRequest, PodSandboxConfig, StartContainerRequest};
 use tokio::sync::watch;
@@ -13,6 +14,7 @@ use crate::api::{Container, Pod};
 use crate::container_config::ImageRef;
 use crate::events::{EventType, container_field_path};
 use crate::hook;
+use crate::image_pull::PullError;
 use crate::pod::edges::{Node, StepError};
 use crate::pod::execute::{Halt, Progress, Reporter};
 use crate::pod::kill::{Order, kill_container};
@@ -33,6 +35,18 @@ pub(crate) struct Starting<'a> {
     pub(crate) halt: &'a Halt,
 }
 
+/// Why a start failed, and when to try again if that is known (since boot).
+pub(crate) struct Failed {
+    pub(crate) failure: StartFailure,
+    pub(crate) retry_at: Option<Duration>,
+}
+
+impl From<StartFailure> for Failed {
+    fn from(failure: StartFailure) -> Self {
+        Self { failure, retry_at: None }
+    }
+}
+
 /// How a start went, when it did not fail.
 pub(crate) enum Started {
     /// It runs.
@@ -43,13 +57,18 @@ pub(crate) enum Started {
 
 impl Starting<'_> {
     /// Starts a container. A failure is told by event and is the container's waiting reason.
-    pub(crate) async fn start(&self, container: &Container) -> Result<Started, StartFailure> {
+    pub(crate) async fn start(&self, container: &Container) -> Result<Started, Failed> {
         let image = tokio::select! {
             // Giving up waits for an image only gives up the wait.
             image = self.node.images.ensure(self.pod, container, self.sandbox) => image,
             () = self.halt.requested() => return Ok(Started::Halted),
         };
-        let image = image.map_err(|error| self.failed(container, "", &error.reason, error.message))?;
+        let image = image.map_err(|error| {
+            let PullError { reason, message, retry_at } = error;
+            // Until then another try would only be told to back off again.
+            let retry_at = retry_at.filter(|_| reason == "ImagePullBackOff");
+            Failed { failure: StartFailure { reason: reason.to_owned(), message }, retry_at }
+        })?;
         let id = {
             let permit = tokio::select! {
                 permit = self.node.starts.acquire() => permit,

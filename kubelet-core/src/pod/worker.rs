@@ -403,9 +403,16 @@ impl Worker {
                 self.failures.remove(&name);
                 self.retries.reset(&name);
             }
-            Progress::Failed { name, failure } => {
-                if failure.reason != "PostStartHookError" {
-                    self.hold(&name);
+            Progress::Failed { name, failure, retry_at } => {
+                match retry_at {
+                    Some(until) => {
+                        self.held.insert(name.clone(), until);
+                    }
+                    // The back-off of a container whose hook failed is that of its end.
+                    None if failure.reason == "PostStartHookError" => {}
+                    None => {
+                        self.hold(&name);
+                    }
                 }
                 self.failures.insert(name, failure);
                 self.look_and_report().await;

@@ -88,3 +88,6 @@ fn name(status: ServingStatus) -> &'static str {
         ServingStatus::ServiceUnknown => "SERVICE_UNKNOWN",
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -72,7 +72,10 @@ async fn an_agent_killed_at_any_call_loses_and_doubles_nothing() {
         let serving = bench.fake.sandboxes().iter().filter(|s| s.status.state() == ready).count();
         assert_eq!(serving, 1, "killed at {kill_at}: {:#?}", bench.fake);
         bench.desire([]);
-        bench.fake.wait_until(LONG, |fake| fake.changes().iter().any(|c| c.method == Method::StopContainer)).await;
+        bench
+            .fake
+            .wait_until(LONG, |fake| fake.changes().iter().any(|c| c.method == Method::StopContainer))
+            .await;
         let bench = bench.restart().await;
         bench.fake.wait_until(LONG, |fake| fake.sandboxes().is_empty() && fake.containers().is_empty()).await;
         bench.until_gone("web").await;
@@ -84,7 +87,9 @@ async fn a_reboot_starts_pods_afresh() {
     let mut job = pod("job");
     job.spec.restart_policy = "OnFailure".into();
     let bench = Bench::new().await;
-    bench.fake.script_container("job/main", [Script::exits_after(Duration::from_secs(500), 1), Script::runs()]);
+    bench
+        .fake
+        .script_container("job/main", [Script::exits_after(Duration::from_secs(500), 1), Script::runs()]);
     bench.desire([job, pod("web")]);
     bench.until("job", is_running).await;
     bench.until("web", is_running).await;

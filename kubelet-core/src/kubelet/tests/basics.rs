@@ -32,7 +32,8 @@ async fn a_pod_runs_and_is_removed_without_a_trace() {
 async fn an_idle_pod_costs_nothing() {
     let bench = Bench::with_pods([pod("web")]).await;
     bench.until("web", is_running).await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    // The first listing after a change makes the worker look once more.
+    tokio::time::sleep(Duration::from_secs(65)).await;
     bench.fake.clear_calls();
     tokio::time::sleep(Duration::from_secs(590)).await;
     let calls: Vec<Method> = bench.fake.calls().iter().map(|call| call.method).collect();
@@ -94,9 +95,7 @@ async fn an_ephemeral_container_is_added_once() {
         vec![Container { target_container_name: "main".into(), ..container("debug") }];
     bench.desire([changed]);
     bench
-        .until("web", |s| {
-            s.ephemeral_container_statuses.iter().any(|debug| debug.state.terminated.is_some())
-        })
+        .until("web", |s| s.ephemeral_container_statuses.iter().any(|debug| debug.state.terminated.is_some()))
         .await;
     tokio::time::sleep(Duration::from_secs(100)).await;
     let made = bench.fake.containers();

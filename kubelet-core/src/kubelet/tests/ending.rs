@@ -143,7 +143,8 @@ async fn a_pod_of_the_same_name_waits_for_the_one_before() {
     assert_eq!(bench.fake.sandboxes().len(), 1);
     assert_eq!(bench.kubelet.statuses().borrow()["uid-next"].status.phase, "Pending");
     let mut statuses = bench.kubelet.statuses();
-    let runs = statuses.wait_for(|v| v.len() == 1 && v.get("uid-next").is_some_and(|v| is_running(&v.status)));
+    let runs =
+        statuses.wait_for(|v| v.len() == 1 && v.get("uid-next").is_some_and(|v| is_running(&v.status)));
     tokio::time::timeout(LONG, runs).await.unwrap().unwrap();
 }
 
