@@ -21,6 +21,9 @@ use std::time::{Duration, Instant};
 
 use coracle_shim::protocol::{Decoder, Method, call, method, task};
 
+/// Containers that come and go in one shim.
+const CHURN: usize = 50;
+
 type Failure = Box<dyn Error>;
 
 struct Client {
@@ -55,16 +58,19 @@ fn main() -> Result<(), Failure> {
     fs::copy("/bin/busybox", rootfs.join("bin/sh"))?;
     let mut shims = Vec::new();
     for n in 0..count {
-        shims.push(start(&shim, dir.path(), &rootfs, n)?);
+        shims.push(start(&shim, dir.path(), n)?);
     }
     std::thread::sleep(Duration::from_secs(2));
     report(&shims);
+    println!("the first of them after {CHURN} more containers have come and gone");
+    for _ in 0..CHURN {
+        create(&mut shims[0].1, dir.path(), "more")?;
+        end(&mut shims[0].1, "more")?;
+        fs::remove_dir_all(dir.path().join("more"))?;
+    }
+    report(&shims[..1]);
     for (n, (_, client)) in shims.iter_mut().enumerate() {
-        let id = format!("c{n}");
-        let kill = task::KillRequest { id: id.clone(), signal: 9, ..Default::default() };
-        client.call::<method::Kill>(&kill)?;
-        client.call::<method::Wait>(&task::WaitRequest { id: id.clone(), exec_id: String::new() })?;
-        client.call::<method::Delete>(&task::DeleteRequest { id, exec_id: String::new() })?;
+        end(client, &format!("c{n}"))?;
         client.call::<method::Shutdown>(&task::ShutdownRequest { id: String::new(), now: false })?;
     }
     for folder in fs::read_dir("/sys/fs/cgroup")?.flatten() {
@@ -78,7 +84,7 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-fn start(shim: &Path, dir: &Path, rootfs: &Path, n: usize) -> Result<(u32, Client), Failure> {
+fn start(shim: &Path, dir: &Path, n: usize) -> Result<(u32, Client), Failure> {
     let id = format!("c{n}");
     let group = format!("/coracle-shim-memory-{}", std::process::id());
     let socket = dir.join(format!("{n}.sock"));
@@ -86,29 +92,42 @@ fn start(shim: &Path, dir: &Path, rootfs: &Path, n: usize) -> Result<(u32, Clien
     command.args(["serve", "--id", &id, "--maker", "/usr/sbin/runc", "--cgroup", &format!("{group}/shims")]);
     command.arg("--socket").arg(&socket).arg("--maker-root").arg(dir.join("runc"));
     let pid = String::from_utf8(command.output()?.stdout)?.trim().parse()?;
-    let bundle = dir.join(&id);
+    let mut client = Client { socket: UnixStream::connect(&socket)?, stream: 1 };
+    create(&mut client, dir, &id)?;
+    Ok((pid, client))
+}
+
+fn create(client: &mut Client, dir: &Path, id: &str) -> Result<(), Failure> {
+    let bundle = dir.join(id);
     fs::create_dir(&bundle)?;
+    let group = format!("/coracle-shim-memory-{}/{id}", std::process::id());
     let script = "echo a line; while :; do echo another line; sleep 600; done";
     let config = serde_json::json!({
         "ociVersion": "1.0.2",
         "process": {"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["/bin/sh", "-c", script], "env": ["PATH=/bin"]},
-        "root": {"path": rootfs, "readonly": true},
+        "root": {"path": dir.join("rootfs"), "readonly": true},
         "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
-        "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}], "cgroupsPath": format!("{group}/{id}")},
+        "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}], "cgroupsPath": group},
     });
     fs::write(bundle.join("config.json"), config.to_string())?;
-    let mut client = Client { socket: UnixStream::connect(&socket)?, stream: 1 };
-    let log = format!("cri://{}", dir.join(format!("{n}.log")).display());
+    let log = format!("cri://{}", dir.join(format!("{id}.log")).display());
     let create = task::CreateTaskRequest {
-        id: id.clone(),
+        id: id.into(),
         bundle: bundle.to_string_lossy().into_owned(),
         stdout: log.clone(),
         stderr: log,
         ..Default::default()
     };
     client.call::<method::Create>(&create)?;
-    client.call::<method::Start>(&task::StartRequest { id, exec_id: String::new() })?;
-    Ok((pid, client))
+    client.call::<method::Start>(&task::StartRequest { id: id.into(), exec_id: String::new() })?;
+    Ok(())
+}
+
+fn end(client: &mut Client, id: &str) -> Result<(), Failure> {
+    client.call::<method::Kill>(&task::KillRequest { id: id.into(), signal: 9, ..Default::default() })?;
+    client.call::<method::Wait>(&task::WaitRequest { id: id.into(), exec_id: String::new() })?;
+    client.call::<method::Delete>(&task::DeleteRequest { id: id.into(), exec_id: String::new() })?;
+    Ok(())
 }
 
 fn report(shims: &[(u32, Client)]) {

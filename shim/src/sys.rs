@@ -6,7 +6,7 @@
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -248,43 +248,70 @@ fn maker_environment() -> Vec<*const libc::c_char> {
 
 /// Starts a program with these three descriptors and default signals, and returns its pid.
 ///
-/// posix_spawn shares the memory until the exec, so that it costs no copy of the shim.
+/// The program is killed when this process dies: a maker that went on would make a container that nobody holds.
 pub(crate) fn spawn(arguments: &[CString], stdio: [&File; 3]) -> io::Result<i32> {
-    let mut argv: Vec<*mut libc::c_char> = arguments.iter().map(|a| a.as_ptr().cast_mut()).collect();
-    argv.push(ptr::null_mut());
+    let mut argv: Vec<*const libc::c_char> = arguments.iter().map(|argument| argument.as_ptr()).collect();
+    argv.push(ptr::null());
     let environment = maker_environment();
-    let mut pid = 0;
-    // SAFETY: both attribute objects are initialised before use and destroyed after it; every pointer outlives the
-    // call. posix_spawn functions answer an error number instead of setting errno.
-    let result = unsafe {
-        let mut actions = MaybeUninit::<libc::posix_spawn_file_actions_t>::uninit();
-        let mut attributes = MaybeUninit::<libc::posix_spawnattr_t>::uninit();
-        let mut signals = MaybeUninit::<libc::sigset_t>::uninit();
-        libc::posix_spawn_file_actions_init(actions.as_mut_ptr());
-        libc::posix_spawnattr_init(attributes.as_mut_ptr());
-        for (fd, target) in stdio.iter().zip(0..) {
-            libc::posix_spawn_file_actions_adddup2(actions.as_mut_ptr(), fd.as_raw_fd(), target);
+    let (mut failure, mut tell_failure) = pipe()?;
+    let shim = std::process::id().cast_signed();
+    // SAFETY: there is one thread, so the child may do anything; it only makes system calls on memory that was
+    // prepared before, and never returns.
+    let pid = unsafe {
+        match check(libc::fork())? {
+            0 => {
+                let error = become_program(&argv, &environment, stdio, shim);
+                drop(tell_failure.write_all(&error.raw_os_error().unwrap_or(0).to_ne_bytes()));
+                libc::_exit(127)
+            }
+            pid => pid,
+        }
+    };
+    drop(tell_failure);
+    let mut error = [0; 4];
+    // The pipe ends without a word when the program runs.
+    match failure.read_exact(&mut error) {
+        Err(_) => Ok(pid),
+        Ok(()) => {
+            // SAFETY: the child is ours and has ended; its status is of no interest.
+            unsafe { libc::waitpid(pid, ptr::null_mut(), 0) };
+            Err(io::Error::from_raw_os_error(i32::from_ne_bytes(error)))
+        }
+    }
+}
+
+/// In the child of a fork: becomes the program, or returns why not.
+///
+/// # Safety
+/// `argv` and `environment` are arrays of C strings that end in a null pointer, the first of which has an element.
+unsafe fn become_program(
+    argv: &[*const libc::c_char],
+    environment: &[*const libc::c_char],
+    stdio: [&File; 3],
+    parent: i32,
+) -> io::Error {
+    // SAFETY: system calls on integers, on an initialised set, and on what the caller vouches for.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        if libc::getppid() != parent {
+            // It died before it could be watched.
+            return io::Error::from_raw_os_error(libc::ESRCH);
         }
         // A container inherits the mask and the dispositions of whatever started its maker.
-        libc::sigemptyset(signals.as_mut_ptr());
-        libc::posix_spawnattr_setsigmask(attributes.as_mut_ptr(), signals.as_ptr());
-        libc::sigfillset(signals.as_mut_ptr());
-        libc::posix_spawnattr_setsigdefault(attributes.as_mut_ptr(), signals.as_ptr());
-        let flags = libc::POSIX_SPAWN_SETSIGMASK | libc::POSIX_SPAWN_SETSIGDEF;
-        libc::posix_spawnattr_setflags(attributes.as_mut_ptr(), flags as libc::c_short);
-        let result = libc::posix_spawnp(
-            &raw mut pid,
-            arguments[0].as_ptr(),
-            actions.as_ptr(),
-            attributes.as_ptr(),
-            argv.as_ptr(),
-            environment.as_ptr().cast(),
-        );
-        libc::posix_spawn_file_actions_destroy(actions.as_mut_ptr());
-        libc::posix_spawnattr_destroy(attributes.as_mut_ptr());
-        result
-    };
-    if result == 0 { Ok(pid) } else { Err(io::Error::from_raw_os_error(result)) }
+        for signal in 1..=64 {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        let mut none = MaybeUninit::<libc::sigset_t>::uninit();
+        libc::sigemptyset(none.as_mut_ptr());
+        libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut());
+        for (fd, target) in stdio.iter().zip(0..) {
+            if libc::dup2(fd.as_raw_fd(), target) < 0 {
+                return io::Error::last_os_error();
+            }
+        }
+        libc::execvpe(argv[0], argv.as_ptr(), environment.as_ptr());
+    }
+    io::Error::last_os_error()
 }
 
 /// Which side of a fork this is.

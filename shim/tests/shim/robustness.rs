@@ -160,6 +160,24 @@ fn forty_containers_in_one_shim() {
     assert!(!Path::new(&sandbox.path("c0").join("exit.json.new")).exists());
 }
 
+#[test]
+fn a_maker_dies_with_its_shim() {
+    let mut sandbox = Sandbox::with("/bin/busybox", &["sh", "-c", "sleep 600"]);
+    let bundle = sandbox.bundle("c", "exit 0", |_| ()).to_str().unwrap().to_owned();
+    let request = task::CreateTaskRequest { id: "c".into(), bundle, ..Default::default() };
+    sandbox.client.send::<method::Create>(&request);
+    let maker = eventually("the maker runs", || {
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", sandbox.pid)).unwrap();
+        children.trim().parse::<u32>().map_err(|_| children)
+    });
+    assert!(Command::new("kill").args(["-9", &sandbox.pid.to_string()]).status().unwrap().success());
+    eventually("the maker is gone", || {
+        // It is a zombie until the host's first process reaps it.
+        let status = fs::read_to_string(format!("/proc/{maker}/status")).unwrap_or_default();
+        if status.is_empty() || status.contains("State:\tZ") { Ok(()) } else { Err(status) }
+    });
+}
+
 /// Runs runc and kills it in the middle of a creation.
 const KILLING: &str = "/usr/sbin/runc \"$@\" & maker=$!; \
     case \"$*\" in *' create '*) sleep $0; kill -9 $maker 2>/dev/null;; esac; wait $maker";
