@@ -371,10 +371,8 @@ fn runnable(path: &Path) -> Result<(), String> {
 impl Ready {
     /// Runs the program. Returns only when it cannot be run.
     pub(super) fn launch(&self) -> String {
-        if let Some(filter) = &self.late_filter {
-            if let Err(error) = filter.load() {
-                return super::error_chain(&error);
-            }
+        if let Some(Err(error)) = self.late_filter.as_ref().map(Filter::load) {
+            return super::error_chain(&error);
         }
         let error = sys::execve(&self.path, &self.args, &self.env);
         let reason = match error.raw_os_error() {

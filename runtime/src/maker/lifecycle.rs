@@ -88,12 +88,12 @@ pub(super) fn delete(globals: &Globals, id: &str, force: bool) -> Result<(), Fau
     }
     cgroup::kill_and_remove(&found.record.cgroups)
         .map_err(|source| Fault::Os { what: "remove the cgroup", source })?;
-    if let Ok(config) = YoukiConfig::load(&dir) {
-        if let Some(hooks) = config.hooks.as_ref().and_then(|hooks| hooks.poststop().as_ref()) {
-            // The container is gone; a hook that fails cannot bring it back.
-            let _ =
-                libcontainer::hooks::run_hooks(Some(hooks), Some(&found.container.state), None, None, None);
-        }
+    let config = YoukiConfig::load(&dir).ok();
+    if let Some(hooks) =
+        config.as_ref().and_then(|config| config.hooks.as_ref()).and_then(|h| h.poststop().as_ref())
+    {
+        // The container is gone; a hook that fails cannot bring it back.
+        let _ = libcontainer::hooks::run_hooks(Some(hooks), Some(&found.container.state), None, None, None);
     }
     fs::remove_dir_all(&dir).map_err(|source| Fault::Io { what: "remove", path: dir, source })
 }

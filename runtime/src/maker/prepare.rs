@@ -14,8 +14,8 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    LinuxDevice, LinuxDeviceCgroup, LinuxNamespaceType, Mount, MountBuilder, PosixRlimitBuilder, Process,
-    Spec, User,
+    Linux, LinuxDevice, LinuxDeviceCgroup, LinuxNamespaceType, Mount, MountBuilder, PosixRlimitBuilder,
+    Process, Spec, User,
 };
 use rustix::mount::MountPropagationFlags;
 
@@ -86,48 +86,63 @@ pub(super) fn prepare(
         None => None,
     };
 
-    let mut dev_source = None;
-    let mut propagation = Vec::new();
-    let cgroup_namespace =
-        linux.namespaces().iter().flatten().any(|namespace| namespace.typ() == LinuxNamespaceType::Cgroup);
-    let mut readonly_after = Vec::new();
-    let mut mounts = Vec::new();
-    for mount in spec.mounts().iter().flatten() {
-        propagation.extend(propagation_of(mount).map(|flags| (mount.destination().clone(), flags)));
-        if is_bind(mount) && mount.destination() == Path::new("/dev") {
-            dev_source = mount.source().clone();
-            mounts.push(tmpfs("/dev", &["nosuid", "strictatime", "mode=755", "size=65536k"]));
-        } else if mount.typ().as_deref() == Some("cgroup") && !node.mounts.unified() && !cgroup_namespace {
-            let path = linux.cgroups_path().clone().unwrap_or_default();
-            mounts.extend(cgroup_v1_mounts(mount, &node.mounts, &path));
-            // The tmpfs must take the mount points before nobody may write to it.
-            readonly_after.extend(has_option(mount, "ro").then(|| mount.destination().clone()));
-        } else {
-            mounts.push(mount.clone());
-        }
-    }
-    linux.set_devices(linux.devices().as_ref().map(|devices| makeable_devices(devices, &mounts)));
-    spec.set_mounts(Some(mounts));
+    let mounts = split_mounts(&spec, &linux, node);
+    linux.set_devices(linux.devices().as_ref().map(|devices| makeable_devices(devices, &mounts.list)));
+    spec.set_mounts(Some(mounts.list));
     spec.set_process(Some(for_libcontainer(&process)));
     spec.set_linux(Some(linux));
-    let init = Init { readonly_root, propagation, readonly_after, dev_tree: None };
+    let init = Init {
+        readonly_root,
+        propagation: mounts.propagation,
+        readonly_after: mounts.readonly_after,
+        dev_tree: None,
+    };
     let finish = Finish { process, seccomp, keyring, init: Some(init) };
-    Ok(Prepared { spec, finish, dev_source, device_rules, warnings })
+    Ok(Prepared { spec, finish, dev_source: mounts.dev_source, device_rules, warnings })
+}
+
+/// The mounts of a spec, by who does what to them.
+#[derive(Default)]
+struct SplitMounts {
+    /// For libcontainer to make.
+    list: Vec<Mount>,
+    propagation: Vec<(PathBuf, MountPropagationFlags)>,
+    readonly_after: Vec<PathBuf>,
+    dev_source: Option<PathBuf>,
+}
+
+fn split_mounts(spec: &Spec, linux: &Linux, node: &Node) -> SplitMounts {
+    let mut split = SplitMounts::default();
+    let cgroup_namespace =
+        linux.namespaces().iter().flatten().any(|namespace| namespace.typ() == LinuxNamespaceType::Cgroup);
+    for mount in spec.mounts().iter().flatten() {
+        split.propagation.extend(propagation_of(mount).map(|flags| (mount.destination().clone(), flags)));
+        if is_bind(mount) && mount.destination() == Path::new("/dev") {
+            split.dev_source = mount.source().clone();
+            split.list.push(tmpfs("/dev", &["nosuid", "strictatime", "mode=755", "size=65536k"]));
+        } else if mount.typ().as_deref() == Some("cgroup") && !node.mounts.unified() && !cgroup_namespace {
+            let path = linux.cgroups_path().clone().unwrap_or_default();
+            split.list.extend(cgroup_v1_mounts(mount, &node.mounts, &path));
+            // The tmpfs must take the mount points before nobody may write to it.
+            split.readonly_after.extend(has_option(mount, "ro").then(|| mount.destination().clone()));
+        } else {
+            split.list.push(mount.clone());
+        }
+    }
+    split
 }
 
 /// Lowers what a process asks for to what this node allows, with a word about each.
 pub(super) fn adjust_process(process: &mut Process, node: &Node, warnings: &mut Vec<String>) {
-    if let Some(wanted) = process.oom_score_adj().filter(|wanted| *wanted < node.oom_score_adj) {
-        if !node.sys_resource {
-            warnings.push(format!(
-                "oom_score_adj {wanted} needs CAP_SYS_RESOURCE, the container gets {}",
-                node.oom_score_adj
-            ));
-            process.set_oom_score_adj(Some(node.oom_score_adj));
-        }
-    }
     if node.sys_resource {
         return;
+    }
+    if let Some(wanted) = process.oom_score_adj().filter(|wanted| *wanted < node.oom_score_adj) {
+        warnings.push(format!(
+            "oom_score_adj {wanted} needs CAP_SYS_RESOURCE, the container gets {}",
+            node.oom_score_adj
+        ));
+        process.set_oom_score_adj(Some(node.oom_score_adj));
     }
     let mut limits = process.rlimits().clone().unwrap_or_default();
     for limit in &mut limits {

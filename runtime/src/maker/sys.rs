@@ -258,19 +258,27 @@ pub(crate) fn set_ambient(set: CapSet) {
     }
 }
 
+/// A resource limit as prlimit64 has it on every architecture.
+#[repr(C)]
+struct Limit {
+    soft: u64,
+    hard: u64,
+}
+
 /// The hard limit of a resource, by its `RLIMIT_*` number.
 pub(crate) fn hard_limit(resource: u32) -> io::Result<u64> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` is a valid place for the result.
-    check(unsafe { libc::getrlimit(resource as _, &mut limit) }.into())?;
-    Ok(limit.rlim_max as u64)
+    let mut limit = Limit { soft: 0, hard: 0 };
+    // SAFETY: pid 0 is this process, the new limit is absent, `limit` is a valid place for the old one.
+    check(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, std::ptr::null::<Limit>(), &mut limit) })?;
+    Ok(limit.hard)
 }
 
 /// Sets a resource limit, by its `RLIMIT_*` number.
 pub(crate) fn set_limit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
-    let limit = libc::rlimit { rlim_cur: soft as libc::rlim_t, rlim_max: hard as libc::rlim_t };
-    // SAFETY: the struct outlives the call.
-    check(unsafe { libc::setrlimit(resource as _, &limit) }.into()).map(drop)
+    let limit = Limit { soft, hard };
+    // SAFETY: pid 0 is this process, `limit` outlives the call, the old limit is not asked for.
+    check(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, &limit, std::ptr::null_mut::<Limit>()) })
+        .map(drop)
 }
 
 /// A cgroup device program: loaded, and attached so that it is asked beside those of the ancestors.

@@ -8,6 +8,7 @@
 //!
 //! Nothing here keeps state; [`host::HostFacts`] is gathered once at start.
 
+pub mod apparmor;
 pub mod capabilities;
 pub mod devices;
 pub mod host;

@@ -176,11 +176,12 @@ fn sort(value: &mut serde_json::Value) {
             let mut entries: Vec<_> = std::mem::take(map).into_iter().collect();
             entries.sort_by(|a, b| a.0.cmp(&b.0));
             for (key, mut value) in entries {
-                if matches!(key.as_str(), "bounding" | "effective" | "permitted" | "inheritable" | "ambient")
-                {
-                    if let Some(list) = value.as_array_mut() {
-                        list.sort_by_key(ToString::to_string);
-                    }
+                let set = matches!(
+                    key.as_str(),
+                    "bounding" | "effective" | "permitted" | "inheritable" | "ambient"
+                );
+                if let Some(list) = value.as_array_mut().filter(|_| set) {
+                    list.sort_by_key(ToString::to_string);
                 }
                 sort(&mut value);
                 map.insert(key, value);

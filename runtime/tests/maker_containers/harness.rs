@@ -19,10 +19,10 @@ use oci_spec::runtime::Spec;
 use rustix::process::{Pid, WaitOptions};
 
 const HELPER: &str = env!("CARGO_BIN_EXE_coracle-runtime-helper");
-const APPLETS: [&str; 33] = [
+const APPLETS: [&str; 34] = [
     "sh", "ls", "cat", "id", "env", "sleep", "true", "mount", "umount", "ps", "unshare", "stat", "mkdir",
-    "echo", "hostname", "tty", "grep", "dd", "mknod", "kill", "touch", "readlink", "wc", "head", "tail",
-    "sync", "chroot", "setsid", "nproc", "rm", "ln", "test", "pwd",
+    "rmdir", "echo", "hostname", "tty", "grep", "dd", "mknod", "kill", "touch", "readlink", "wc", "head",
+    "tail", "sync", "chroot", "setsid", "nproc", "rm", "ln", "test", "pwd",
 ];
 
 static NEXT: AtomicUsize = AtomicUsize::new(0);
