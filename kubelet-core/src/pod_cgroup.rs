@@ -5,6 +5,7 @@
 //! kept in memory is which pods have their limits, and what burstable ones request, which is their tier's share.
 
 mod names;
+mod systemd;
 mod write;
 
 use std::collections::HashMap;
@@ -20,6 +21,7 @@ use crate::sys;
 
 pub use names::CgroupDriver;
 use names::GroupName;
+use systemd::Systemd;
 
 const KUBEPODS: &str = "kubepods";
 /// How long leftovers may take to die once they are killed.
@@ -39,6 +41,14 @@ pub enum CgroupError {
         /// Why not.
         #[source]
         source: io::Error,
+    },
+    /// systemd refused, or there is none.
+    #[error("systemd, which --cgroup-driver=systemd needs, does not set up {unit}: {message}")]
+    Systemd {
+        /// The slice.
+        unit: String,
+        /// What busctl said.
+        message: String,
     },
     /// Processes that do not die, or that keep coming.
     #[error("processes in cgroup {} still run {} s after they were killed", path.display(), KILL_PATIENCE.as_secs())]
@@ -84,6 +94,7 @@ pub(crate) struct PodCgroups {
     config: PodCgroupConfig,
     hierarchy: Hierarchy,
     hugepage_sizes: Vec<u64>,
+    systemd: Option<Systemd>,
     /// Pods whose groups are known to have their limits, with what they request of their tier's CPU in thousandths
     /// of a core. A group that was made by an agent that was killed may lack them, so each agent sets them once.
     known: Mutex<HashMap<String, i64>>,
@@ -92,14 +103,20 @@ pub(crate) struct PodCgroups {
 impl PodCgroups {
     /// Finds out what the machine has, and warns once of what it lacks.
     pub(crate) fn new(config: PodCgroupConfig, facts: &HostFacts) -> io::Result<Self> {
+        let systemd = (config.driver == CgroupDriver::Systemd).then(|| Systemd::new("busctl"));
         let root = PathBuf::from("/sys/fs/cgroup");
         let hierarchy = if facts.cgroup_v2 {
             Hierarchy::V2 { root }
         } else {
             Hierarchy::V1 { mounts: sys::cgroup_v1_mounts()? }
         };
-        let cgroups =
-            Self { config, hierarchy, hugepage_sizes: facts.hugepage_sizes.clone(), known: Mutex::default() };
+        let cgroups = Self {
+            config,
+            hierarchy,
+            hugepage_sizes: facts.hugepage_sizes.clone(),
+            systemd,
+            known: Mutex::default(),
+        };
         cgroups.warn_of_missing_controllers();
         Ok(cgroups)
     }
@@ -192,6 +209,11 @@ impl PodCgroups {
 
     /// Makes a group; true if a part of it was not there yet.
     fn make(&self, name: &GroupName) -> Result<bool, CgroupError> {
+        if let Some(systemd) =
+            self.systemd.as_ref().filter(|_| !self.dirs(name).iter().any(|dir| dir.is_dir()))
+        {
+            systemd.start(&name.unit())?;
+        }
         let path = name.path(self.config.driver);
         let relative = Path::new(path.trim_start_matches('/'));
         match &self.hierarchy {
@@ -201,6 +223,10 @@ impl PodCgroups {
     }
 
     fn apply(&self, name: &GroupName, settings: &[write::Setting]) -> Result<(), CgroupError> {
+        if let Some(systemd) = &self.systemd {
+            let is_v2 = matches!(self.hierarchy, Hierarchy::V2 { .. });
+            systemd.set(&name.unit(), &systemd::properties(settings, is_v2))?;
+        }
         let path = name.path(self.config.driver);
         let relative = Path::new(path.trim_start_matches('/'));
         for setting in settings {
@@ -215,9 +241,15 @@ impl PodCgroups {
     /// Kills what is left in the pod's groups and removes them, whatever class the pod had.
     pub(crate) fn remove(&self, uid: &str) -> Vec<CgroupError> {
         let classes = [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort];
-        let mut dirs: Vec<PathBuf> =
-            classes.iter().flat_map(|class| self.dirs(&self.name(*class, uid))).collect();
-        dirs.retain(|dir| dir.is_dir());
+        let mut dirs = Vec::new();
+        for name in classes.map(|class| self.name(class, uid)) {
+            let mut present = self.dirs(&name);
+            present.retain(|dir| dir.is_dir());
+            if let Some(systemd) = self.systemd.as_ref().filter(|_| !present.is_empty()) {
+                systemd.stop(&name.unit());
+            }
+            dirs.extend(present);
+        }
         let deadline = Instant::now() + KILL_PATIENCE;
         let mut errors: Vec<CgroupError> =
             dirs.iter().filter_map(|dir| remove_tree(dir, deadline).err()).collect();

@@ -46,6 +46,11 @@ impl GroupName {
         }
     }
 
+    /// The systemd unit of the group; empty for the root.
+    pub(super) fn unit(&self) -> String {
+        self.slices().rsplit('/').next().unwrap_or_default().to_owned()
+    }
+
     /// `a`, `b-c` become `/a.slice/a-b_c.slice`: a dash tells a slice's parent, so names may hold none.
     fn slices(&self) -> String {
         let mut name = String::new();

@@ -26,14 +26,18 @@ struct Fixture {
 
 impl Fixture {
     fn new(test: &str) -> Self {
-        let root = format!("/coracle-test-{test}-{}", std::process::id());
+        Self::with(test, CgroupDriver::Cgroupfs)
+    }
+
+    fn with(test: &str, driver: CgroupDriver) -> Self {
+        let root = format!("/coracle_test_{test}_{}", std::process::id());
         let facts = HostFacts {
             cgroup_v2: sys::is_cgroup2(Path::new("/sys/fs/cgroup")).unwrap(),
             ..HostFacts::default()
         };
         let config = PodCgroupConfig {
             root: root.clone(),
-            driver: CgroupDriver::Cgroupfs,
+            driver,
             pids_limit: Some(77),
             enforce_cpu_limits: true,
             cpu_period_us: 100_000,
@@ -42,6 +46,7 @@ impl Fixture {
     }
 
     fn dirs(&self, relative: &str) -> Vec<PathBuf> {
+        // Under the systemd driver each part is the name of a whole slice, which GroupName makes of it.
         let name = GroupName::new(&format!("{}/{relative}", self.root));
         self.cgroups.dirs(&name).into_iter().filter(|dir| dir.is_dir()).collect()
     }
@@ -156,7 +161,13 @@ fn without_controllers_there_is_a_name_and_nothing_to_do() {
         cpu_period_us: 100_000,
     };
     let hierarchy = Hierarchy::V1 { mounts: Vec::new() };
-    let cgroups = PodCgroups { config, hierarchy, hugepage_sizes: vec![2 << 20], known: Mutex::default() };
+    let cgroups = PodCgroups {
+        config,
+        hierarchy,
+        hugepage_sizes: vec![2 << 20],
+        systemd: None,
+        known: Mutex::default(),
+    };
     let pod = pod("u3", limited());
     cgroups.ensure(&pod).unwrap();
     assert_eq!(cgroups.parent(&pod), "/kubepods/burstable/podu3");
@@ -185,4 +196,52 @@ fn settings_leave_out_what_is_not_limited() {
             write::Setting::HugePages { page_size: 1 << 30, limit: 0 },
         ]
     );
+}
+
+#[test]
+fn under_systemd_each_group_is_a_slice_with_its_limits_as_properties() {
+    let mut fixture = Fixture::with("systemd", CgroupDriver::Systemd);
+    let dir = tempfile::Builder::new().prefix("coracle-busctl-").tempdir().unwrap();
+    let (busctl, log) = (dir.path().join("busctl"), dir.path().join("log"));
+    // Stands in for systemd: notes the call, and refuses what it is told to.
+    let script = format!(
+        "#!/bin/sh\nshift 7\necho \"$*\" >> {log}\ncase \"$*\" in *refused*) echo no such bus >&2; exit 1;; esac\n",
+        log = log.display()
+    );
+    std::fs::write(&busctl, script).unwrap();
+    std::fs::set_permissions(&busctl, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    fixture.cgroups.systemd = Some(Systemd::new(&busctl));
+
+    fixture.cgroups.ensure(&pod("u-9", limited())).unwrap();
+    assert!(!fixture.dirs("kubepods/burstable/podu-9").is_empty());
+    assert!(fixture.cgroups.remove("u-9").is_empty());
+    let calls = std::fs::read_to_string(&log).unwrap();
+    let root = fixture.root.trim_start_matches('/');
+    let slice = format!("{root}-kubepods-burstable-podu_9.slice");
+    let start = |unit: &str| {
+        format!(
+            "StartTransientUnit ssa(sv)a(sa(sv)) {unit} replace 2 Description s Pods of Coracle \
+             DefaultDependencies b false 0"
+        )
+    };
+    let calls: Vec<&str> = calls.lines().collect();
+    assert_eq!(calls[0], start(&format!("{root}-kubepods.slice")));
+    assert_eq!(calls[1], start(&format!("{root}-kubepods-burstable.slice")));
+    assert_eq!(calls[2], start(&slice));
+    let cpu =
+        if matches!(fixture.cgroups.hierarchy, Hierarchy::V2 { .. }) { "CPUWeight" } else { "CPUShares" };
+    assert!(
+        calls[3].starts_with(&format!("SetUnitProperties sba(sv) {slice} true 4 {cpu} t ")),
+        "{}",
+        calls[3]
+    );
+    assert!(calls[3].ends_with(" t 67108864 TasksMax t 77"), "{}", calls[3]);
+    assert_eq!(calls[5], format!("StopUnit ss {slice} replace"));
+
+    let refused = fixture.cgroups.ensure(&pod("refused", limited())).unwrap_err().to_string();
+    assert!(
+        refused.starts_with("systemd, which --cgroup-driver=systemd needs, does not set up "),
+        "{refused}"
+    );
+    assert!(refused.ends_with(": no such bus"), "{refused}");
 }

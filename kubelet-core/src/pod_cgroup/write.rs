@@ -85,7 +85,7 @@ impl Setting {
 
 /// CPU shares (2 to 262144) as a weight (1 to 10000), such that 1024 shares are the default weight of 100:
 /// log2 of the weight is a quadratic of log2 of the shares, as opencontainers/cgroups has it.
-fn shares_to_weight(shares: u64) -> u64 {
+pub(super) fn shares_to_weight(shares: u64) -> u64 {
     if shares <= 2 {
         return 1;
     }
