@@ -40,8 +40,10 @@ pub(crate) fn trim_allocator() {
 
 /// Makes orphans below this process its children, so that it sees the end of what the maker leaves behind.
 pub(crate) fn become_subreaper() -> io::Result<()> {
+    /// The kernel reads a whole word.
+    const ONE: libc::c_ulong = 1;
     // SAFETY: a prctl that takes integers only.
-    check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }).map(drop)
+    check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, ONE) }).map(drop)
 }
 
 /// Blocks `signals` and returns a descriptor that delivers them.
@@ -292,7 +294,7 @@ unsafe fn become_program(
 ) -> io::Error {
     // SAFETY: system calls on integers, on an initialised set, and on what the caller vouches for.
     unsafe {
-        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::c_ulong::from(libc::SIGKILL.unsigned_abs()));
         if libc::getppid() != parent {
             // It died before it could be watched.
             return io::Error::from_raw_os_error(libc::ESRCH);
