@@ -461,6 +461,33 @@ fn a_deleted_container_takes_all_its_processes_along() {
 }
 
 #[test]
+fn a_killed_maker_leaves_nothing_that_a_forced_delete_does_not_remove() {
+    let container = Container::new("sleep 600");
+    fs::write(container.bundle().join("config.json"), serde_json::to_vec(&container.spec()).unwrap())
+        .unwrap();
+    for round in 0..40 {
+        let mut command = container.command();
+        command.args(["create", "--bundle"]).arg(container.bundle()).arg(&container.id);
+        let mut maker =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // The moment is what is varied, so this is the one sleep of a fixed time.
+        std::thread::sleep(std::time::Duration::from_micros(round * 1500));
+        let _ = maker.kill();
+        maker.wait().unwrap();
+        let deleted = container.maker(&["delete", "--force", &container.id]);
+        assert!(deleted.status.success(), "{}", String::from_utf8_lossy(&deleted.stderr));
+        assert_eq!(container.cgroup_dirs(), Vec::<std::path::PathBuf>::new(), "round {round}");
+        let state = container.dir.path().join("state");
+        let left: Vec<_> =
+            fs::read_dir(&state).into_iter().flatten().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(left, Vec::<std::path::PathBuf>::new(), "round {round}");
+    }
+    let bundle = container.bundle().display().to_string();
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!table.contains(&bundle), "{table}");
+}
+
+#[test]
 fn what_cannot_run_is_told_and_leaves_nothing() {
     for (command, words) in [
         (vec!["nosuchcmd"], r#"exec: "nosuchcmd": executable file not found in $PATH"#),

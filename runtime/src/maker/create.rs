@@ -14,6 +14,7 @@ use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use oci_spec::runtime::{LinuxDeviceCgroup, Spec};
+use rustix::fs::FlockOperation;
 use rustix::mount::OpenTreeFlags;
 
 use super::args::{Create, Globals};
@@ -183,14 +184,25 @@ fn clone_dev(prepared: &mut Prepared) -> Result<Option<OwnedFd>, Fault> {
     Ok(Some(tree))
 }
 
+/// Held by the maker and, by inheritance, by every process that it forked until that one executes a program: who gets
+/// it knows that nothing of a killed `create` goes on.
+pub(super) const LOCK: &str = "lock";
+
+/// Where the prepared spec of a container lies while it is made.
+pub(super) fn prepared_dir(root: &Path, id: &str) -> PathBuf {
+    root.join(format!(".prepared-{id}"))
+}
+
 /// Lets libcontainer make the container and returns the pid of its process.
 fn build(globals: &Globals, options: &Create, prepared: &Prepared) -> Result<i32, Fault> {
-    let work = globals.root.join(format!(".prepared-{}", options.id));
+    let work = prepared_dir(&globals.root, &options.id);
     let io = |what, path: &Path| {
         let path = path.to_owned();
         move |source| Fault::Io { what, path, source }
     };
     fs::create_dir_all(&work).map_err(io("make", &work))?;
+    let lock = fs::File::create(work.join(LOCK)).map_err(io("lock", &work))?;
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive).map_err(|error| io("lock", &work)(error.into()))?;
     let config = work.join("config.json");
     let text =
         serde_json::to_vec(&prepared.spec).map_err(|source| Fault::Json { path: config.clone(), source })?;
@@ -220,6 +232,7 @@ fn build(globals: &Globals, options: &Create, prepared: &Prepared) -> Result<i32
         });
     drop(error_end);
     let _ = fs::remove_dir_all(&work);
+    drop(lock);
     match built {
         Ok(container) => container
             .pid()

@@ -3,16 +3,21 @@
 use std::fs;
 use std::io::{self, Read};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use libcgroups::common::{AnyCgroupManager, CgroupConfig, CgroupManager, ControllerOpt, FreezerState};
 use libcontainer::config::YoukiConfig;
 use libcontainer::container::{Container, ContainerStatus};
 use oci_spec::runtime::LinuxResources;
+use rustix::fs::FlockOperation;
 
 use super::args::Globals;
 use super::cgroup;
 use super::record::{Record, Status};
 use super::{Fault, create, error_chain, sys};
+
+/// How long processes that a killed `create` left may go on by themselves.
+const REMAINS_END_WITHIN: Duration = Duration::from_secs(5);
 
 /// A container found by its id.
 pub(super) struct Found {
@@ -98,25 +103,46 @@ pub(super) fn delete(globals: &Globals, id: &str, force: bool) -> Result<(), Fau
     fs::remove_dir_all(&dir).map_err(|source| Fault::Io { what: "remove", path: dir, source })
 }
 
-/// What a killed `create` left: a directory without a record, a process that waits for a start that never comes.
+/// What a killed `create` left: a directory without a record, a cgroup, a process that waits for a start that never
+/// comes, and maybe one that still makes these. The last holds the lock, so it is waited for.
 fn delete_remains(globals: &Globals, id: &str) -> Result<(), Fault> {
-    let _ = fs::remove_dir_all(globals.root.join(format!(".prepared-{id}")));
     let dir = globals.root.join(id);
-    if let Ok(config) = YoukiConfig::load(&dir) {
-        let mounts =
-            cgroup::Mounts::read().map_err(|source| Fault::Os { what: "read the mounts", source })?;
-        let relative = config.cgroup_path.strip_prefix("/").unwrap_or(&config.cgroup_path).to_owned();
-        let roots = mounts.v1.values().chain(&mounts.v2);
-        let cgroups: Vec<_> = roots.map(|root| root.join(&relative)).filter(|dir| dir.is_dir()).collect();
-        cgroup::kill_and_remove(&cgroups)
-            .map_err(|source| Fault::Os { what: "remove the cgroup", source })?;
-    }
-    match fs::remove_dir_all(&dir) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(Fault::Io { what: "remove", path: dir, source })
+    let prepared = create::prepared_dir(&globals.root, id);
+    let lock = fs::File::open(prepared.join(create::LOCK)).ok();
+    let deadline = Instant::now() + REMAINS_END_WITHIN;
+    loop {
+        let settled = lock
+            .as_ref()
+            .is_none_or(|lock| rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok());
+        if let Ok(config) = YoukiConfig::load(&dir) {
+            remove_cgroup_of(globals, id, &config.cgroup_path)?;
         }
-        _ => Ok(()),
+        if settled || Instant::now() > deadline {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(2));
     }
+    for path in [prepared, dir] {
+        match fs::remove_dir_all(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(Fault::Io { what: "remove", path, source });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Removes a cgroup that is known only by the path of its spec.
+fn remove_cgroup_of(globals: &Globals, id: &str, path: &Path) -> Result<(), Fault> {
+    if globals.systemd_cgroup {
+        return manager_of(id, path, true)?.remove().map_err(|error| Fault::Library(error_chain(&error)));
+    }
+    let mounts = cgroup::Mounts::read().map_err(|source| Fault::Os { what: "read the mounts", source })?;
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    let roots = mounts.v1.values().chain(&mounts.v2);
+    let cgroups: Vec<_> = roots.map(|root| root.join(relative)).filter(|dir| dir.is_dir()).collect();
+    cgroup::kill_and_remove(&cgroups).map_err(|source| Fault::Os { what: "remove the cgroup", source })
 }
 
 /// The OCI state as JSON.
@@ -203,10 +229,15 @@ pub(super) fn update(
 }
 
 fn manager(record: &Record) -> Result<AnyCgroupManager, Fault> {
+    let path = record.cgroups_path.as_deref().unwrap_or(Path::new(&record.id));
+    manager_of(&record.id, path, record.systemd_cgroup)
+}
+
+fn manager_of(id: &str, path: &Path, systemd: bool) -> Result<AnyCgroupManager, Fault> {
     libcgroups::common::create_cgroup_manager(CgroupConfig {
-        cgroup_path: record.cgroups_path.clone().unwrap_or_else(|| record.id.clone().into()),
-        systemd_cgroup: record.systemd_cgroup,
-        container_name: record.id.clone(),
+        cgroup_path: path.to_owned(),
+        systemd_cgroup: systemd,
+        container_name: id.to_owned(),
     })
     .map_err(|error| Fault::Library(error_chain(&error)))
 }
