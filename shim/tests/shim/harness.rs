@@ -80,6 +80,11 @@ impl Client {
     }
 }
 
+/// The maker under test as a command line.
+pub(crate) fn maker() -> String {
+    std::env::var("CORACLE_SHIM_TEST_MAKER").unwrap_or_else(|_| "/usr/sbin/runc".into())
+}
+
 /// A shim, its folder and its cgroups.
 pub(crate) struct Sandbox {
     pub(crate) dir: TempDir,
@@ -90,8 +95,11 @@ pub(crate) struct Sandbox {
 }
 
 impl Sandbox {
+    /// With runc, or the maker that `CORACLE_SHIM_TEST_MAKER` names: a program and its arguments.
     pub(crate) fn new() -> Self {
-        Self::with("/usr/sbin/runc", &[])
+        let words = maker();
+        let words: Vec<&str> = words.split_whitespace().collect();
+        Self::with(words[0], &words[1..])
     }
 
     /// With a maker and arguments of one's own.

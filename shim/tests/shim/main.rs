@@ -3,6 +3,8 @@
 //! Runs as root with `runc` and `/bin/busybox` (Debian's `busybox-static`). Each test has a folder, cgroups and a shim
 //! of its own and takes them away at its end, so that tests run side by side.
 //!
+//! `CORACLE_SHIM_TEST_MAKER="/path/to/coracle oci"` runs them with another maker.
+//!
 //! What a shim costs in memory, for thirty of them: `cargo run -p coracle-shim --example memory`.
 #![allow(clippy::unwrap_used, reason = "in a test's helpers as in the tests")]
 

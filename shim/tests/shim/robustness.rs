@@ -178,8 +178,8 @@ fn a_maker_dies_with_its_shim() {
     });
 }
 
-/// Runs runc and kills it in the middle of a creation.
-const KILLING: &str = "/usr/sbin/runc \"$@\" & maker=$!; \
+/// Runs a maker and kills it in the middle of a creation.
+const KILLING: &str = "MAKER \"$@\" & maker=$!; \
     case \"$*\" in *' create '*) sleep $0; kill -9 $maker 2>/dev/null;; esac; wait $maker";
 
 #[test]
@@ -187,7 +187,8 @@ fn a_maker_killed_at_any_moment_leaves_nothing() {
     let (mut killed, mut made) = (0, 0);
     for step in 0..20 {
         let delay = format!("0.{:03}", step * 4);
-        let mut sandbox = Sandbox::with("/bin/busybox", &["sh", "-c", KILLING, &delay]);
+        let script = KILLING.replace("MAKER", &crate::harness::maker());
+        let mut sandbox = Sandbox::with("/bin/busybox", &["sh", "-c", &script, &delay]);
         match sandbox.create("c", "exit 0") {
             Ok(_) => {
                 made += 1;
