@@ -197,22 +197,23 @@ impl Draft {
     }
 
     /// A new sandbox starts the pod from its first container, unless its work is done already.
+    ///
+    /// Each container's own policy counts here. The kubelet asks the pod's alone, and leaves a pod with policy
+    /// `Never` and a container with policy `Always` dead but not ended.
     fn decide_with_new_sandbox(&mut self, pod: &Pod, observed: &Observation) {
-        let may_restart = pod.spec.restart_policy != "Never";
-        if !may_restart && self.plan.attempt != 0 && !observed.containers.is_empty() {
-            self.plan.create_sandbox = false;
-            return;
-        }
-        let starts = (0..pod.spec.containers.len()).filter(|at| {
-            let container = &pod.spec.containers[*at];
-            let policy = container.restart_policy.as_deref().unwrap_or(&pod.spec.restart_policy);
-            let succeeded = observed
-                .latest(&container.name)
-                .is_some_and(|last| last.phase == ContainerPhase::Exited && last.exit_code == 0);
-            !(policy == "OnFailure" && succeeded)
-        });
-        let starts: Vec<usize> = starts.collect();
-        if starts.is_empty() && any_regular_created(pod, observed) {
+        let wanted = |container: &Container| match observed.latest(&container.name) {
+            None => true,
+            Some(last) => match last.phase {
+                ContainerPhase::Created => true,
+                ContainerPhase::Exited => restart::restarts_after(container, &pod.spec, last.exit_code),
+                ContainerPhase::Running | ContainerPhase::Unknown => {
+                    restart::restarts_after_kill(container, &pod.spec)
+                }
+            },
+        };
+        let starts: Vec<usize> =
+            (0..pod.spec.containers.len()).filter(|at| wanted(&pod.spec.containers[*at])).collect();
+        if starts.is_empty() {
             self.plan.create_sandbox = false;
         } else if pod.spec.init_containers.is_empty() {
             self.regular = starts;
