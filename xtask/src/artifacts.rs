@@ -3,7 +3,8 @@
 //! A position-independent executable dirties its relocated pages in every process that runs it; the shim
 //! lives once per pod and the maker starts once per container, so both are linked to fixed addresses.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -36,11 +37,51 @@ pub(crate) fn dist() -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Builds the two small executables alone: tests run them as they ship, beside a debug build of the rest.
+pub(crate) fn build_small() -> Result<Executables> {
+    let (mut cargo, triple) = static_build()?;
+    build_small_with(&mut cargo)?;
+    Ok(executables(&triple))
+}
+
 fn build_with(embedded_shim: Option<&PathBuf>) -> Result<Executables> {
+    let (mut cargo, triple) = static_build()?;
+    build_small_with(&mut cargo)?;
+    let mut coracle = cargo(&["--release", "--package", "coracle-agent", "--bin", "coracle"]);
+    if let Some(shim) = embedded_shim {
+        coracle.env("CORACLE_EMBED_SHIM", shim);
+    }
+    process::run(&mut coracle)?;
+    Ok(executables(&triple))
+}
+
+fn build_small_with(cargo: &mut impl FnMut(&[&str]) -> Command) -> Result<()> {
+    process::run(&mut cargo(&["--profile", "shim", "--package", "coracle-shim", "--bin", "coracle-shim"]))?;
+    process::run(&mut cargo(&[
+        "--profile",
+        "shim",
+        "--package",
+        "coracle-example-program",
+        "--bin",
+        "example",
+    ]))
+}
+
+fn executables(triple: &Path) -> Executables {
+    Executables {
+        coracle: triple.join("release/coracle"),
+        shim: triple.join("shim/coracle-shim"),
+        example: triple.join("shim/example"),
+    }
+}
+
+/// How a static executable is built, and the folder where it then lies.
+fn static_build() -> Result<(impl FnMut(&[&str]) -> Command, PathBuf)> {
     let host = host()?;
     // A folder of its own: other flags would make cargo rebuild what tests and checks have built.
     let target = process::target_dir().join("static");
-    let cargo = |arguments: &[&str]| {
+    let triple = target.join(&host);
+    let cargo = move |arguments: &[&str]| {
         let mut command = process::command("cargo", ["build", "--quiet", "--target", &host]);
         command.args(arguments).arg("--target-dir").arg(&target);
         // Given to the target only, since --target is set: build scripts and macros stay as they are.
@@ -48,17 +89,5 @@ fn build_with(embedded_shim: Option<&PathBuf>) -> Result<Executables> {
         command.env("LIBSECCOMP_LIB_PATH", format!("/usr/lib/{}", host.replace("-unknown-", "-")));
         command
     };
-    process::run(&mut cargo(&["--profile", "shim", "--package", "coracle-shim", "--bin", "coracle-shim"]))?;
-    process::run(&mut cargo(&["--profile", "shim", "--package", "coracle-example-program", "--bin", "example"]))?;
-    let mut coracle = cargo(&["--release", "--package", "coracle-agent", "--bin", "coracle"]);
-    if let Some(shim) = embedded_shim {
-        coracle.env("CORACLE_EMBED_SHIM", shim);
-    }
-    process::run(&mut coracle)?;
-    let triple = target.join(&host);
-    Ok(Executables {
-        coracle: triple.join("release/coracle"),
-        shim: triple.join("shim/coracle-shim"),
-        example: triple.join("shim/example"),
-    })
+    Ok((cargo, triple))
 }

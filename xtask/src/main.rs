@@ -22,6 +22,7 @@ cargo xtask COMMAND
   demo           build, make the example images, run examples/pods and show what it takes
   test [FILTER]  run every test
   ci             what CI runs: format, lints, every test, the demo
+  chaos [N]      kill the agent N times (200) at random moments while pods come and go
   bench local    pods from a folder: memory, idle cost, start times
   bench pull     pull and unpack of a 200 MB image beside Debian's containerd
   dist           one self-contained coracle in target/dist
@@ -39,6 +40,8 @@ fn main() -> Result<()> {
         ["demo"] => demo::run(),
         ["test", filter @ ..] => test::run(filter),
         ["ci"] => ci::run(),
+        ["chaos"] => test::chaos("200"),
+        ["chaos", moments] => test::chaos(moments),
         ["bench", "local"] => bench::local::run(),
         ["bench", "pull"] => bench::pull::run(),
         [] | ["help" | "--help" | "-h"] => {

@@ -69,10 +69,7 @@ fn unsafe_code_sits_in_one_kind_of_file() {
     let broken: Vec<String> = sources()
         .into_iter()
         .filter(|(path, text)| {
-            let allowed = path.ends_with("/sys.rs")
-                || path.contains("/sys/")
-                || is_test(path)
-               ;
+            let allowed = path.ends_with("/sys.rs") || path.contains("/sys/") || is_test(path);
             !allowed && text.contains("allow(unsafe_code")
         })
         .map(|(path, _)| path)
