@@ -113,10 +113,10 @@ fn key_of(registry: &str) -> String {
     let rest = registry.strip_prefix("https://").or_else(|| registry.strip_prefix("http://"));
     let rest = rest.unwrap_or(registry);
     let (host, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
-    let path = ["/v1/", "/v2/"].iter().find_map(|version| path.strip_prefix(version)).map_or_else(
-        || path.to_owned(),
-        |rest| format!("/{rest}"),
-    );
+    let path = ["/v1/", "/v2/"]
+        .iter()
+        .find_map(|version| path.strip_prefix(version))
+        .map_or_else(|| path.to_owned(), |rest| format!("/{rest}"));
     if path == "/" { host.to_owned() } else { format!("{host}{path}") }
 }
 
@@ -190,7 +190,8 @@ mod tests {
     fn keyring(registries: &[&str]) -> Keyring {
         let mut keyring = Keyring::default();
         for registry in registries {
-            let data = format!(r#"{{"auths": {{"{registry}": {{"username": "{registry}", "password": "p"}}}}}}"#);
+            let data =
+                format!(r#"{{"auths": {{"{registry}": {{"username": "{registry}", "password": "p"}}}}}}"#);
             keyring.add_secret(&secret("dockerconfigjson", ".dockerconfigjson", &data)).unwrap();
         }
         keyring

@@ -1,6 +1,6 @@
 //! The puller over a fake runtime: reasons, messages, events and calls to the letter.
 
-use coracle_cri::testing::{Fault, FakeRuntime, Method};
+use coracle_cri::testing::{FakeRuntime, Fault, Method};
 
 use super::*;
 use crate::api::{ByteString, LocalObjectReference, Secret};
@@ -69,7 +69,8 @@ async fn a_present_image_is_used_as_the_policy_says() {
         assert_eq!(fixture.ensure("busybox", policy).await.unwrap().id, id);
     }
     assert!(fixture.runtime.pulls().is_empty());
-    let present = "Normal Pulled Container image \"busybox\" already present on machine and can be accessed by the pod";
+    let present =
+        "Normal Pulled Container image \"busybox\" already present on machine and can be accessed by the pod";
     assert_eq!(fixture.events(), [present]);
     assert_eq!(fixture.events.snapshot()[0].field_path, "spec.containers{c}");
     assert_eq!(fixture.ensure("busybox", "Always").await.unwrap().id, id);
@@ -107,7 +108,10 @@ async fn what_cannot_be_pulled_says_why() {
     fixture.runtime.fail_next(Method::ImageStatus, Status::unavailable("gone"));
     let blind = fixture.ensure("busybox", "IfNotPresent").await.unwrap_err();
     assert_eq!(blind.reason, "ImageInspectError");
-    assert_eq!(blind.message, "Failed to inspect image \"busybox\": rpc error: code = Unavailable desc = gone");
+    assert_eq!(
+        blind.message,
+        "Failed to inspect image \"busybox\": rpc error: code = Unavailable desc = gone"
+    );
     assert_eq!(
         fixture.events(),
         [
@@ -175,7 +179,8 @@ async fn failures_back_off_from_ten_seconds_to_five_minutes() {
 async fn credentials_are_tried_in_turn() {
     let fixture = Fixture::new();
     fixture.runtime.require_credentials("r.x/app", "right", "pass");
-    let entry = |user: &str| format!(r#"{{"auths": {{"r.x": {{"username": "{user}", "password": "pass"}}}}}}"#);
+    let entry =
+        |user: &str| format!(r#"{{"auths": {{"r.x": {{"username": "{user}", "password": "pass"}}}}}}"#);
     fixture.add_secret("one", "kubernetes.io/dockerconfigjson", ".dockerconfigjson", &entry("wrong"));
     fixture.add_secret("two", "kubernetes.io/dockerconfigjson", ".dockerconfigjson", &entry("right"));
     let mut pod = pod("web", "r.x/app", "Always");
@@ -233,5 +238,8 @@ async fn a_pull_that_nobody_waits_for_is_given_up_and_one_that_never_ends_fails(
     assert!(tokio::time::timeout(Duration::from_secs(1), first).await.is_err());
     assert_eq!(fixture.puller.slots.available_permits(), 4, "the slot is free again");
     let second = fixture.ensure("busybox", "Always").await.unwrap_err();
-    assert_eq!(second.message, "rpc error: code = DeadlineExceeded desc = PullImage did not end within 1h0m0s");
+    assert_eq!(
+        second.message,
+        "rpc error: code = DeadlineExceeded desc = PullImage did not end within 1h0m0s"
+    );
 }

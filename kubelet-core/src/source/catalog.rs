@@ -136,7 +136,9 @@ impl Catalog {
             for object in &file.objects.config_maps {
                 let key = (object.metadata.namespace.clone(), object.metadata.name.clone());
                 match from.entry(("ConfigMap", key.clone())) {
-                    Entry::Occupied(first) => conflicts.push(conflict("ConfigMap", &key, folder, first.get())),
+                    Entry::Occupied(first) => {
+                        conflicts.push(conflict("ConfigMap", &key, folder, first.get()))
+                    }
                     Entry::Vacant(place) => {
                         place.insert(name.clone());
                         view.objects.config_maps.insert(key, object.clone());

@@ -56,7 +56,9 @@ pub enum DecodeError {
     #[error("{0}Object 'apiVersion' is missing")]
     NoApiVersion(Place),
     /// A kind that a node does not run from a file.
-    #[error("{place}{api_version} {kind} cannot be used here: only v1 Pod, ConfigMap, Secret and lists of them can")]
+    #[error(
+        "{place}{api_version} {kind} cannot be used here: only v1 Pod, ConfigMap, Secret and lists of them can"
+    )]
     Kind {
         /// Where.
         place: Place,
@@ -239,7 +241,8 @@ fn typed<T: DeserializeOwned>(value: Value, place: &Place, prefix: &str) -> Resu
     let mut unknown = Vec::new();
     let mut track = serde_path_to_error::Track::new();
     let deserializer = serde_path_to_error::Deserializer::new(value, &mut track);
-    let result = serde_ignored::deserialize(deserializer, |path| unknown.push(joined(prefix, &field_path(&path))));
+    let result =
+        serde_ignored::deserialize(deserializer, |path| unknown.push(joined(prefix, &field_path(&path))));
     match result {
         Err(error) => Err(DecodeError::Type {
             place: place.clone(),

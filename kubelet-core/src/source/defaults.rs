@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use super::image_name::parse_image_name;
 use crate::api::{
     Container, DownwardAPIVolumeFile, EmptyDirVolumeSource, HTTPGetAction, LifecycleHandler,
-    ObjectFieldSelector, Pod, PodSecurityContext, PodSpec, Probe, Quantity, ResourceRequirements, Secret, Volume,
+    ObjectFieldSelector, Pod, PodSecurityContext, PodSpec, Probe, Quantity, ResourceRequirements, Secret,
+    Volume,
 };
 
 /// `0644`, the mode of files in volumes.

@@ -149,9 +149,9 @@ impl FolderWatch {
 }
 
 fn change_of(mask: EventMask, name: Option<&OsStr>) -> Option<Change> {
-    if mask.intersects(
-        EventMask::DELETE_SELF | EventMask::MOVE_SELF | EventMask::IGNORED | EventMask::UNMOUNT,
-    ) {
+    if mask
+        .intersects(EventMask::DELETE_SELF | EventMask::MOVE_SELF | EventMask::IGNORED | EventMask::UNMOUNT)
+    {
         return Some(Change::Folder);
     }
     let name = name?.to_owned();

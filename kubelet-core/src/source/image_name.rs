@@ -92,7 +92,9 @@ fn is_domain(text: &str) -> bool {
     let inside = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     port_is_good
         && match inside {
-            Some(address) => !address.is_empty() && address.bytes().all(|b| b.is_ascii_hexdigit() || b == b':'),
+            Some(address) => {
+                !address.is_empty() && address.bytes().all(|b| b.is_ascii_hexdigit() || b == b':')
+            }
             None => host.split('.').all(|label| {
                 !label.is_empty()
                     && !label.starts_with('-')
@@ -105,9 +107,11 @@ fn is_domain(text: &str) -> bool {
 /// Lower-case alphanumerics with single separators between: `.`, `_`, `__` or any number of dashes.
 fn is_path_component(text: &str) -> bool {
     let alphanumeric = |b: u8| b.is_ascii_digit() || b.is_ascii_lowercase();
-    let edges = text.bytes().next().is_some_and(alphanumeric) && text.bytes().last().is_some_and(alphanumeric);
+    let edges =
+        text.bytes().next().is_some_and(alphanumeric) && text.bytes().last().is_some_and(alphanumeric);
     let separators = text.split(|c: char| c.is_ascii_digit() || c.is_ascii_lowercase());
-    edges && separators.into_iter().all(|s| matches!(s, "" | "." | "_" | "__") || s.bytes().all(|b| b == b'-'))
+    edges
+        && separators.into_iter().all(|s| matches!(s, "" | "." | "_" | "__") || s.bytes().all(|b| b == b'-'))
 }
 
 fn is_tag(text: &str) -> bool {
@@ -167,7 +171,10 @@ mod tests {
             ("App", "invalid reference format: repository name (library/App) must be lowercase"),
             (
                 &"ab".repeat(32),
-                &format!("invalid repository name ({}), cannot specify 64-byte hexadecimal strings", "ab".repeat(32)),
+                &format!(
+                    "invalid repository name ({}), cannot specify 64-byte hexadecimal strings",
+                    "ab".repeat(32)
+                ),
             ),
             (&format!("a.b/{}", "a".repeat(300)), "repository name must not be more than 255 characters"),
         ] {

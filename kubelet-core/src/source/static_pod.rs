@@ -123,11 +123,8 @@ pub fn make_static(pod: &mut Pod, hash: ContentHash, context: &StaticPodContext<
     }
     pod.metadata.uid = uid;
     context.node_name.clone_into(&mut pod.spec.node_name);
-    let tolerate_all = Toleration {
-        operator: "Exists".into(),
-        effect: "NoExecute".into(),
-        ..Toleration::default()
-    };
+    let tolerate_all =
+        Toleration { operator: "Exists".into(), effect: "NoExecute".into(), ..Toleration::default() };
     if !pod.spec.tolerations.contains(&tolerate_all) {
         pod.spec.tolerations.push(tolerate_all);
     }

@@ -56,7 +56,9 @@ fn one_bad_object_keeps_its_whole_file_out() {
     fixture.put("a", &format!("{}---\n{}", pod("a", "i"), pod("B", "i")));
     assert_eq!(fixture.images(), Vec::<String>::new());
     assert_eq!(fixture.errors().len(), 1);
-    assert!(fixture.errors()[0].starts_with("/m/a: Pod \"B\" is invalid: metadata.name: Invalid value: \"B-n\""));
+    assert!(
+        fixture.errors()[0].starts_with("/m/a: Pod \"B\" is invalid: metadata.name: Invalid value: \"B-n\"")
+    );
 }
 
 #[test]

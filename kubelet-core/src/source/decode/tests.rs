@@ -45,7 +45,10 @@ fn pods_come_alone_in_lists_and_in_several_documents() {
     assert_eq!(pods(POD)[0].0.spec.containers[0].env[0].value.as_deref(), Some("b"));
     assert_eq!(pods(&format!("---{POD}---{POD}---\n# nothing\n")).len(), 2);
     let item = "{metadata: {name: a}, spec: {containers: [{name: c}]}}";
-    assert_eq!(pods(&format!("apiVersion: v1\nkind: PodList\nmetadata: {{}}\nitems: [{item}, {item}]")).len(), 2);
+    assert_eq!(
+        pods(&format!("apiVersion: v1\nkind: PodList\nmetadata: {{}}\nitems: [{item}, {item}]")).len(),
+        2
+    );
     let item = "{apiVersion: v1, kind: Pod, metadata: {name: a}}";
     assert_eq!(pods(&format!("{{apiVersion: v1, kind: List, items: [{item}]}}")).len(), 1);
     let json = r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"a"}}"#;
@@ -106,11 +109,13 @@ fn merge_keys_and_odd_keys_are_read_as_kubectl_reads_them() {
 #[test]
 fn each_mistake_gives_one_error_that_names_its_place() {
     let many = "a: &a [x,x,x,x,x,x,x,x,x,x]\n".to_owned()
-        + &(0..9).fold(("a".to_owned(), String::new()), |(last, text), n| {
-            let this = format!("b{n}");
-            let line = format!("{this}: &{this} [{}]\n", vec![format!("*{last}"); 10].join(","));
-            (this, text + &line)
-        }).1;
+        + &(0..9)
+            .fold(("a".to_owned(), String::new()), |(last, text), n| {
+                let this = format!("b{n}");
+                let line = format!("{this}: &{this} [{}]\n", vec![format!("*{last}"); 10].join(","));
+                (this, text + &line)
+            })
+            .1;
     for (text, expected) in [
         ("key: [unclosed".to_owned(), "not valid YAML: "),
         ("just text".to_owned(), "an object with apiVersion and kind is expected"),
@@ -139,7 +144,10 @@ fn each_mistake_gives_one_error_that_names_its_place() {
             POD.replace("image: i", "image: i\n    resources: {limits: {cpu: 1Kx}}"),
             "Pod \"web\": spec.containers[0].resources.limits.cpu: quantities must match the regular expression",
         ),
-        (POD.replace("image: i", "image: i\n    image: j"), "not valid YAML: spec.containers[0]: key \"image\" is"),
+        (
+            POD.replace("image: i", "image: i\n    image: j"),
+            "not valid YAML: spec.containers[0]: key \"image\" is",
+        ),
         ("{\"kind\": 1, \"kind\": 2}".to_owned(), "not valid JSON: key \"kind\" is already set in this map"),
         (format!("{POD}---\nkind: Pod"), "document 2: Object 'apiVersion' is missing"),
         (
@@ -158,7 +166,10 @@ fn each_mistake_gives_one_error_that_names_its_place() {
         let message = error(&text);
         assert!(message.starts_with(expected), "{text}\ngot:      {message}\nexpected: {expected}");
     }
-    assert_eq!(decode(b"a: \xff").unwrap_err().to_string(), "not UTF-8 text (byte 3 is the first that is not)");
+    assert_eq!(
+        decode(b"a: \xff").unwrap_err().to_string(),
+        "not UTF-8 text (byte 3 is the first that is not)"
+    );
     assert_eq!(decode(&vec![b' '; MAX_BYTES + 1]).unwrap_err().to_string(), "larger than 10 MiB");
 }
 

@@ -40,7 +40,8 @@ fn containers_of_every_kind_get_theirs() {
             "livenessProbe": {"httpGet": {"port": 1}}, "readinessProbe": {"grpc": {"port": 1}, "periodSeconds": 3},
             "startupProbe": {"exec": {}}, "lifecycle": {"preStop": {"httpGet": {"port": 2, "path": "/x", "scheme": "HTTPS"}}},
         });
-        let probe = json!({"timeoutSeconds": 1, "periodSeconds": 10, "successThreshold": 1, "failureThreshold": 3});
+        let probe =
+            json!({"timeoutSeconds": 1, "periodSeconds": 10, "successThreshold": 1, "failureThreshold": 3});
         let with = |handler: Value| {
             let mut probe = probe.clone();
             probe.as_object_mut().unwrap().extend(handler.as_object().unwrap().clone());
@@ -78,7 +79,9 @@ fn the_pull_policy_follows_the_tag() {
         (&digest, "IfNotPresent"),
         ("Not A Name", "IfNotPresent"),
     ] {
-        let result = defaulted(json!({"containers": [{"image": image}], "volumes": [{"image": {"reference": image}}]}));
+        let result = defaulted(
+            json!({"containers": [{"image": image}], "volumes": [{"image": {"reference": image}}]}),
+        );
         assert_eq!(result["containers"][0]["imagePullPolicy"], policy, "{image}");
         assert_eq!(result["volumes"][0]["image"]["pullPolicy"], policy, "{image}");
     }
@@ -94,7 +97,10 @@ fn volumes_get_their_kind_and_modes() {
         (json!({"secret": {}}), json!({"secret": {"defaultMode": 420}})),
         (json!({"secret": {"defaultMode": 0}}), json!({"secret": {"defaultMode": 0}})),
         (json!({"configMap": {}}), json!({"configMap": {"defaultMode": 420}})),
-        (json!({"downwardAPI": {"items": [field]}}), json!({"downwardAPI": {"defaultMode": 420, "items": [full]}})),
+        (
+            json!({"downwardAPI": {"items": [field]}}),
+            json!({"downwardAPI": {"defaultMode": 420, "items": [full]}}),
+        ),
         (
             json!({"projected": {"sources": [{"serviceAccountToken": {"path": "t"}}, {"downwardAPI": {"items": [field]}}]}}),
             json!({"projected": {"defaultMode": 420, "sources": [
@@ -124,7 +130,9 @@ fn requests_come_from_limits_and_host_ports_from_the_host_network() {
 fn pod_level_requests_follow_the_containers() {
     let limits = |cpu: &str| json!({"resources": {"requests": {"cpu": cpu}}});
     let sidecar = json!({"restartPolicy": "Always", "resources": {"requests": {"cpu": "500m"}}});
-    for (init, expected) in [(vec![], "1500m"), (vec![limits("4")], "4"), (vec![sidecar, limits("4")], "4500m")] {
+    for (init, expected) in
+        [(vec![], "1500m"), (vec![limits("4")], "4"), (vec![sidecar, limits("4")], "4500m")]
+    {
         let result = defaulted(json!({
             "initContainers": init,
             "containers": [limits("1"), limits("500m")],

@@ -61,7 +61,12 @@ impl Folder {
             names == expected
         });
         let result = tokio::time::timeout(DEADLINE, wait).await.map(|result| result.is_ok());
-        assert!(result.is_ok(), "expected {expected:?}, have {:?}, errors {:?}", self.names(), self.errors.borrow());
+        assert!(
+            result.is_ok(),
+            "expected {expected:?}, have {:?}, errors {:?}",
+            self.names(),
+            self.errors.borrow()
+        );
     }
 
     async fn until_error(&mut self, expected: &str) {
@@ -237,7 +242,9 @@ async fn links_are_files_and_a_swapped_link_is_a_change() {
 #[tokio::test]
 async fn config_maps_and_secrets_change_without_a_word_to_the_pods() {
     let mut folder = Folder::with_folder().await;
-    let map = |value: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: m}}\ndata: {{k: {value}}}\n");
+    let map = |value: &str| {
+        format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: m}}\ndata: {{k: {value}}}\n")
+    };
     fs::write(folder.path("a.yaml"), format!("{}---\n{}", pod("a", "i"), map("one"))).unwrap();
     folder.until_pods(&["a-node"]).await;
     folder.pods.borrow_and_update();
@@ -249,7 +256,8 @@ async fn config_maps_and_secrets_change_without_a_word_to_the_pods() {
     tokio::time::timeout(DEADLINE, changes.changed()).await.unwrap().unwrap();
     assert_eq!(objects.config_map("default", "m").unwrap().data["k"], "two");
     assert!(!folder.pods.has_changed().unwrap());
-    fs::write(folder.path("s.yaml"), "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\nstringData: {p: w}").unwrap();
+    fs::write(folder.path("s.yaml"), "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\nstringData: {p: w}")
+        .unwrap();
     tokio::time::timeout(DEADLINE, changes.changed()).await.unwrap().unwrap();
     assert_eq!(objects.secret("default", "s").unwrap().data["p"].0, b"w");
 }

@@ -18,7 +18,12 @@ const PROTOCOLS: [&str; 3] = ["SCTP", "TCP", "UDP"];
 const RESTART_POLICIES: [&str; 3] = ["Always", "Never", "OnFailure"];
 const ACTIONS: [&str; 2] = ["Restart", "RestartAllContainers"];
 
-pub(super) fn validate_containers(spec: &PodSpec, volumes: &Volumes<'_>, path: &Path<'_>, errors: &mut Errors) {
+pub(super) fn validate_containers(
+    spec: &PodSpec,
+    volumes: &Volumes<'_>,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
     let path = path.child("containers");
     if spec.containers.is_empty() {
         errors.required(&path, "");

@@ -67,7 +67,8 @@ pub(super) fn validate_env(container: &Container, path: &Path<'_>, errors: &mut 
         if !source.prefix.is_empty() {
             errors.invalid_each(&path.child("prefix"), &source.prefix, names::env_name(&source.prefix));
         }
-        for (kind, reference) in [("configMapRef", &source.config_map_ref), ("secretRef", &source.secret_ref)] {
+        for (kind, reference) in [("configMapRef", &source.config_map_ref), ("secretRef", &source.secret_ref)]
+        {
             let Some(reference) = reference else { continue };
             let path = path.child(kind);
             if reference.name.is_empty() {
@@ -97,7 +98,9 @@ fn value_from(variable: &EnvVar, source: &EnvVarSource, path: &Path<'_>, errors:
         count += 1;
         resource_selector(resource, false, &path.child("resourceFieldRef"), errors);
     }
-    for (kind, key) in [("configMapKeyRef", &source.config_map_key_ref), ("secretKeyRef", &source.secret_key_ref)] {
+    for (kind, key) in
+        [("configMapKeyRef", &source.config_map_key_ref), ("secretKeyRef", &source.secret_key_ref)]
+    {
         if let Some(key) = key {
             count += 1;
             key_selector(key, &path.child(kind), errors);
@@ -168,10 +171,13 @@ pub(super) fn field_selector(
         errors.invalid(&field_path, text, reason);
     } else if let Some((field, key)) = subscripted(text) {
         match field {
-            "metadata.annotations" => errors.invalid_each(path, key, names::qualified_name(&key.to_lowercase())),
+            "metadata.annotations" => {
+                errors.invalid_each(path, key, names::qualified_name(&key.to_lowercase()))
+            }
             "metadata.labels" => errors.invalid_each(path, key, names::qualified_name(key)),
             _ => {
-                let reason = format!("error converting fieldPath: field label does not support subscript: {text}");
+                let reason =
+                    format!("error converting fieldPath: field label does not support subscript: {text}");
                 errors.invalid(&field_path, text, reason);
             }
         }
@@ -197,7 +203,8 @@ pub(super) fn resource_selector(
     errors: &mut Errors,
 ) {
     let resource = selector.resource.as_str();
-    let is_hugepages = resource.starts_with("requests.hugepages-") || resource.starts_with("limits.hugepages-");
+    let is_hugepages =
+        resource.starts_with("requests.hugepages-") || resource.starts_with("limits.hugepages-");
     if in_volume && selector.container_name.is_empty() {
         errors.required(&path.child("containerName"), "");
     } else if resource.is_empty() {
@@ -209,13 +216,16 @@ pub(super) fn resource_selector(
     let (supported, what): (&[&str], _) = match resource {
         "limits.cpu" | "requests.cpu" => (&["1m", "1"], "cpu"),
         "limits.memory" | "requests.memory" => (&BYTE_DIVISORS, "memory"),
-        "limits.ephemeral-storage" | "requests.ephemeral-storage" => (&BYTE_DIVISORS, "local ephemeral storage"),
+        "limits.ephemeral-storage" | "requests.ephemeral-storage" => {
+            (&BYTE_DIVISORS, "local ephemeral storage")
+        }
         _ if is_hugepages => (&BYTE_DIVISORS, "hugepages"),
         _ => return,
     };
     // Written otherwise, `1000m` say, it is still one of them.
     let is_supported = supported.iter().any(|text| {
-        text.parse().is_ok_and(|quantity: crate::api::Quantity| quantity.milli_value() == divisor.milli_value())
+        text.parse()
+            .is_ok_and(|quantity: crate::api::Quantity| quantity.milli_value() == divisor.milli_value())
     });
     if !is_supported {
         let listed = if what == "cpu" { "1m and 1".to_owned() } else { supported.join(", ") };

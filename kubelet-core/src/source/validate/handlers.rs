@@ -103,9 +103,9 @@ fn is_signal(name: &str) -> bool {
 /// Every signal of Linux by the names that the API takes, in alphabetical order.
 fn signals() -> Vec<String> {
     const PLAIN: [&str; 35] = [
-        "ABRT", "ALRM", "BUS", "CHLD", "CLD", "CONT", "FPE", "HUP", "ILL", "INT", "IO", "IOT", "KILL", "PIPE", "POLL",
-        "PROF", "PWR", "QUIT", "SEGV", "STKFLT", "STOP", "SYS", "TERM", "TRAP", "TSTP", "TTIN", "TTOU", "URG", "USR1",
-        "USR2", "VTALRM", "WINCH", "XCPU", "XFSZ", "RTMIN",
+        "ABRT", "ALRM", "BUS", "CHLD", "CLD", "CONT", "FPE", "HUP", "ILL", "INT", "IO", "IOT", "KILL",
+        "PIPE", "POLL", "PROF", "PWR", "QUIT", "SEGV", "STKFLT", "STOP", "SYS", "TERM", "TRAP", "TSTP",
+        "TTIN", "TTOU", "URG", "USR1", "USR2", "VTALRM", "WINCH", "XCPU", "XFSZ", "RTMIN",
     ];
     let mut names: Vec<String> = PLAIN.iter().map(|name| format!("SIG{name}")).collect();
     names.push("SIGRTMAX".to_owned());
@@ -134,7 +134,8 @@ fn validate_handler(handler: &Handler<'_>, grace: Option<i64>, path: &Path<'_>, 
     if let (true, Some(get)) = (first("httpGet", handler.http_get.is_some(), errors), handler.http_get) {
         http_get(get, &path.child("httpGet"), errors);
     }
-    if let (true, Some(tcp)) = (first("tcpSocket", handler.tcp_socket.is_some(), errors), handler.tcp_socket) {
+    if let (true, Some(tcp)) = (first("tcpSocket", handler.tcp_socket.is_some(), errors), handler.tcp_socket)
+    {
         let path = path.child("tcpSocket");
         port(&tcp.port, &path.child("port"), errors);
     }

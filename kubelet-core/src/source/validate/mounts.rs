@@ -87,7 +87,8 @@ fn propagation(container: &Container, mount: &VolumeMount, list: &Path<'_>, erro
                 errors.forbidden(&path, "may only be specified when readOnly is true");
             }
             if propagation.is_some_and(|mode| mode != "None") {
-                errors.forbidden(&path, "may only be specified when mountPropagation is None or not specified");
+                errors
+                    .forbidden(&path, "may only be specified when mountPropagation is None or not specified");
             }
         }
         Some(mode) => errors.not_supported(&path, mode, &RECURSIVE),
@@ -109,7 +110,8 @@ fn devices(container: &Container, volumes: &Volumes<'_>, path: &Path<'_>, errors
         match volumes.get(name) {
             None => errors.not_found(&name_path, name),
             Some(volume) if volume.persistent_volume_claim.is_none() && !volume.ephemeral.is_set => {
-                let reason = "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode";
+                let reason =
+                    "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode";
                 errors.invalid(&name_path, name, reason);
             }
             Some(_) => {}

@@ -100,7 +100,11 @@ pub(super) fn dns1123_subdomain_with_underscore(text: &str) -> Messages {
 }
 
 fn is_key_name(text: &str) -> bool {
-    inside(text, |b| b.is_ascii_alphanumeric(), |b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+    inside(
+        text,
+        |b| b.is_ascii_alphanumeric(),
+        |b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'),
+    )
 }
 
 /// A label key: a name with an optional DNS prefix. Also called a qualified name.

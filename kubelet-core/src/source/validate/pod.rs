@@ -37,7 +37,8 @@ pub(super) fn validate_spec(spec: &PodSpec, errors: &mut Errors) {
         errors.invalid_each(&gate_path.child("conditionType"), &gate.condition_type, messages);
     }
     if !spec.node_name.is_empty() && !spec.scheduling_gates.is_empty() {
-        errors.forbidden(&path.child("nodeName"), "cannot be set until all schedulingGates have been cleared");
+        errors
+            .forbidden(&path.child("nodeName"), "cannot be set until all schedulingGates have been cleared");
     }
     host_users(spec, &path, errors);
     host_name(spec, &path, errors);
@@ -245,7 +246,9 @@ impl super::field::Shown for List<'_> {
 
 /// The one rule that a node itself reads: required node affinity.
 fn affinity(spec: &PodSpec, path: &Path<'_>, errors: &mut Errors) {
-    let Some(node) = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref()) else { return };
+    let Some(node) = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref()) else {
+        return;
+    };
     let Some(selector) = &node.required_during_scheduling_ignored_during_execution else { return };
     let path = path.child("affinity");
     let path = path.child("nodeAffinity");
@@ -267,9 +270,14 @@ fn node_selector(selector: &NodeSelector, path: &Path<'_>, errors: &mut Errors) 
         for (n, requirement) in term.match_fields.iter().enumerate() {
             let path = list.index(n);
             if !["In", "NotIn"].contains(&requirement.operator.as_str()) {
-                errors.invalid(&path.child("operator"), &requirement.operator, "not a valid selector operator");
+                errors.invalid(
+                    &path.child("operator"),
+                    &requirement.operator,
+                    "not a valid selector operator",
+                );
             } else if requirement.values.len() != 1 {
-                let reason = "must be only one value when `operator` is 'In' or 'NotIn' for node field selector";
+                let reason =
+                    "must be only one value when `operator` is 'In' or 'NotIn' for node field selector";
                 errors.required(&path.child("values"), reason);
             }
             if requirement.key != "metadata.name" {

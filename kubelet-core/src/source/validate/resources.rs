@@ -13,10 +13,26 @@ const NEGATIVE: &str = "must be greater than or equal to 0";
 
 /// Names that mean something to Kubernetes without a prefix, in a container or anywhere else.
 const STANDARD: [&str; 20] = [
-    "cpu", "memory", "ephemeral-storage", "requests.cpu", "requests.memory", "requests.ephemeral-storage",
-    "limits.cpu", "limits.memory", "limits.ephemeral-storage", "pods", "resourcequotas", "services",
-    "replicationcontrollers", "secrets", "configmaps", "persistentvolumeclaims", "storage", "requests.storage",
-    "services.nodeports", "services.loadbalancers",
+    "cpu",
+    "memory",
+    "ephemeral-storage",
+    "requests.cpu",
+    "requests.memory",
+    "requests.ephemeral-storage",
+    "limits.cpu",
+    "limits.memory",
+    "limits.ephemeral-storage",
+    "pods",
+    "resourcequotas",
+    "services",
+    "replicationcontrollers",
+    "secrets",
+    "configmaps",
+    "persistentvolumeclaims",
+    "storage",
+    "requests.storage",
+    "services.nodeports",
+    "services.loadbalancers",
 ];
 const CONTAINER: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
 
@@ -108,7 +124,11 @@ fn validate(resources: &ResourceRequirements, check_name: NameCheck, path: &Path
         if request != limit_value && !may_overcommit(name) {
             errors.invalid(&requests, shown, format!("must be equal to {name} limit of {limit}"));
         } else if request > limit_value {
-            errors.invalid(&requests, shown, format!("must be less than or equal to {name} limit of {limit}"));
+            errors.invalid(
+                &requests,
+                shown,
+                format!("must be less than or equal to {name} limit of {limit}"),
+            );
         }
     }
     let mut all = resources.limits.keys().chain(resources.requests.keys());

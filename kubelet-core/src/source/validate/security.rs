@@ -114,7 +114,8 @@ pub(super) fn validate_container_security(
         }
         let added = context.capabilities.iter().flat_map(|capabilities| &capabilities.add);
         if added.into_iter().any(|capability| capability == "CAP_SYS_ADMIN") {
-            let reason = "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN";
+            let reason =
+                "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN";
             errors.invalid(&path, shown, reason);
         }
     }

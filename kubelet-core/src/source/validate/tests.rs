@@ -113,16 +113,21 @@ fn names_are_checked() {
         errors_of(base(), json!({"metadata": metadata}), FREE)
     };
     check([
-        (metadata(json!({"name": ""})), &["metadata.name: Required value: name or generateName is required"][..]),
+        (
+            metadata(json!({"name": ""})),
+            &["metadata.name: Required value: name or generateName is required"][..],
+        ),
         (
             metadata(json!({"name": "Web"})),
-            &["metadata.name: Invalid value: \"Web\": a lowercase RFC 1123 subdomain must consist of lower case"],
+            &[
+                "metadata.name: Invalid value: \"Web\": a lowercase RFC 1123 subdomain must consist of lower case",
+            ],
         ),
-        (metadata(json!({"namespace": "a.b"})), &["metadata.namespace: Invalid value: \"a.b\": must not contain dots"]),
         (
-            metadata(json!({"name": "a".repeat(254)})),
-            &["metadata.name: Invalid value: \"aaaa"],
+            metadata(json!({"namespace": "a.b"})),
+            &["metadata.namespace: Invalid value: \"a.b\": must not contain dots"],
         ),
+        (metadata(json!({"name": "a".repeat(254)})), &["metadata.name: Invalid value: \"aaaa"]),
         (
             metadata(json!({"labels": {"a/b/c": "ok", "d": "-"}})),
             &[
@@ -197,12 +202,16 @@ fn containers_are_checked() {
         (
             spec(json!({"hostNetwork": true,
                 "containers": [{"name": "a", "image": "i", "ports": [{"containerPort": 1, "hostPort": 80}]}]})),
-            &["spec.containers[0].ports[0].hostPort: Invalid value: 80: must match `containerPort` when `hostNetwork` is true"],
+            &[
+                "spec.containers[0].ports[0].hostPort: Invalid value: 80: must match `containerPort` when `hostNetwork` is true",
+            ],
         ),
         (
             container(json!({"restartPolicy": "Sometimes"})),
-            &["spec.containers[0].restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"Never\", \
-               \"OnFailure\""],
+            &[
+                "spec.containers[0].restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"Never\", \
+               \"OnFailure\"",
+            ],
         ),
         (
             container(json!({"restartPolicyRules": [{"action": "Stop"}]})),
@@ -212,7 +221,10 @@ fn containers_are_checked() {
                 "spec.containers[0].restartPolicyRules[0].exitCodes: Required value: must be specified",
             ],
         ),
-        (spec(json!({"ephemeralContainers": [{"name": "e", "image": "i"}]})), &["spec.ephemeralContainers: Forbidden: cannot be set on create"]),
+        (
+            spec(json!({"ephemeralContainers": [{"name": "e", "image": "i"}]})),
+            &["spec.ephemeralContainers: Forbidden: cannot be set on create"],
+        ),
     ]);
 }
 
@@ -238,7 +250,9 @@ fn environment_is_checked() {
     let env = |value: Value| container(json!({"env": [{"name": "A", "valueFrom": value}]}));
     check([
         (
-            container(json!({"env": [{"value": "x"}, {"name": "A=B"}], "envFrom": [{}, {"prefix": "=", "secretRef": {}}]})),
+            container(
+                json!({"env": [{"value": "x"}, {"name": "A=B"}], "envFrom": [{}, {"prefix": "=", "secretRef": {}}]}),
+            ),
             &[
                 "spec.containers[0].env[0].name: Required value",
                 "spec.containers[0].env[1].name: Invalid value: \"A=B\": a valid environment variable name must consist only of \
@@ -248,30 +262,45 @@ fn environment_is_checked() {
                 "spec.containers[0].envFrom[1].secretRef.name: Required value",
             ][..],
         ),
-        (env(json!({})), &["spec.containers[0].env[0].valueFrom: Invalid value: \"\": must specify one of: `fieldRef`"]),
         (
-            container(json!({"env": [{"name": "A", "value": "x", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]})),
-            &["spec.containers[0].env[0].valueFrom: Invalid value: \"\": may not be specified when `value` is not empty"],
+            env(json!({})),
+            &["spec.containers[0].env[0].valueFrom: Invalid value: \"\": must specify one of: `fieldRef`"],
+        ),
+        (
+            container(
+                json!({"env": [{"name": "A", "value": "x", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]}),
+            ),
+            &[
+                "spec.containers[0].env[0].valueFrom: Invalid value: \"\": may not be specified when `value` is not empty",
+            ],
         ),
         (
             env(json!({"fieldRef": {"fieldPath": "status.phase"}})),
-            &["spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: Unsupported value: \"status.phase\": supported values: \
+            &[
+                "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: Unsupported value: \"status.phase\": supported values: \
                \"metadata.name\", \"metadata.namespace\", \"metadata.uid\", \"spec.nodeName\", \"spec.serviceAccountName\", \
-               \"status.hostIP\", \"status.hostIPs\", \"status.podIP\", \"status.podIPs\""],
+               \"status.hostIP\", \"status.hostIPs\", \"status.podIP\", \"status.podIPs\"",
+            ],
         ),
         (
             env(json!({"fieldRef": {"fieldPath": "spec.nothing"}})),
-            &["spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: Invalid value: \"spec.nothing\": error converting \
-               fieldPath: field label not supported: spec.nothing"],
+            &[
+                "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: Invalid value: \"spec.nothing\": error converting \
+               fieldPath: field label not supported: spec.nothing",
+            ],
         ),
         (
             env(json!({"resourceFieldRef": {"resource": "limits.disk"}})),
-            &["spec.containers[0].env[0].valueFrom.resourceFieldRef.resource: Unsupported value: \"limits.disk\""],
+            &[
+                "spec.containers[0].env[0].valueFrom.resourceFieldRef.resource: Unsupported value: \"limits.disk\"",
+            ],
         ),
         (
             env(json!({"resourceFieldRef": {"resource": "limits.cpu", "divisor": "2"}})),
-            &["spec.containers[0].env[0].valueFrom.resourceFieldRef.divisor: Invalid value: \"limits.cpu\": only divisor's \
-               values 1m and 1 are supported with the cpu resource"],
+            &[
+                "spec.containers[0].env[0].valueFrom.resourceFieldRef.divisor: Invalid value: \"limits.cpu\": only divisor's \
+               values 1m and 1 are supported with the cpu resource",
+            ],
         ),
         (
             env(json!({"configMapKeyRef": {"name": "m", "key": ".."}, "secretKeyRef": {"name": "s"}})),
@@ -295,8 +324,10 @@ fn environment_is_checked() {
 fn probes_and_hooks_are_checked() {
     check([
         (
-            container(json!({"livenessProbe": {"httpGet": {"port": 0, "scheme": "FTP", "httpHeaders": [{"name": "a b"}]},
-                "successThreshold": 2, "periodSeconds": -1}})),
+            container(
+                json!({"livenessProbe": {"httpGet": {"port": 0, "scheme": "FTP", "httpHeaders": [{"name": "a b"}]},
+                "successThreshold": 2, "periodSeconds": -1}}),
+            ),
             &[
                 "spec.containers[0].livenessProbe.httpGet.port: Invalid value: 0: must be between 1 and 65535, inclusive",
                 "spec.containers[0].livenessProbe.httpGet.scheme: Unsupported value: \"FTP\": supported values: \"HTTP\", \"HTTPS\"",
@@ -315,7 +346,9 @@ fn probes_and_hooks_are_checked() {
             ],
         ),
         (
-            container(json!({"lifecycle": {"postStart": {}, "preStop": {"sleep": {"seconds": 31}}, "stopSignal": "SIGTERM"}})),
+            container(
+                json!({"lifecycle": {"postStart": {}, "preStop": {"sleep": {"seconds": 31}}, "stopSignal": "SIGTERM"}}),
+            ),
             &[
                 "spec.containers[0].lifecycle.postStart: Required value: must specify a handler type",
                 "spec.containers[0].lifecycle.preStop.sleep: Invalid value: 31: must be non-negative and less than \
@@ -330,7 +363,12 @@ fn probes_and_hooks_are_checked() {
     };
     check([
         (signal("SIGRTMIN+3"), &[][..]),
-        (signal("TERM"), &["spec.containers[0].lifecycle.stopSignal: Unsupported value: \"TERM\": supported values: \"SIGABRT\""]),
+        (
+            signal("TERM"),
+            &[
+                "spec.containers[0].lifecycle.stopSignal: Unsupported value: \"TERM\": supported values: \"SIGABRT\"",
+            ],
+        ),
     ]);
 }
 
@@ -353,7 +391,10 @@ fn volumes_are_checked() {
                 "spec.volumes[0].nfs: Forbidden: may not specify more than 1 volume type",
             ],
         ),
-        (volume(json!({"nfs": {"server": "s"}})), &["spec.volumes[0].nfs: Forbidden: this node cannot mount volumes of this type"]),
+        (
+            volume(json!({"nfs": {"server": "s"}})),
+            &["spec.volumes[0].nfs: Forbidden: this node cannot mount volumes of this type"],
+        ),
         (volume(json!({"hostPath": {"path": ""}})), &["spec.volumes[0].hostPath.path: Required value"]),
         (
             volume(json!({"hostPath": {"path": "/a/../b", "type": "Pipe"}})),
@@ -363,7 +404,9 @@ fn volumes_are_checked() {
             ],
         ),
         (
-            volume(json!({"secret": {"defaultMode": 1000, "items": [{"key": "", "path": "/a"}, {"key": "k", "path": "..x", "mode": -1}]}})),
+            volume(
+                json!({"secret": {"defaultMode": 1000, "items": [{"key": "", "path": "/a"}, {"key": "k", "path": "..x", "mode": -1}]}}),
+            ),
             &[
                 "spec.volumes[0].secret.secretName: Required value",
                 "spec.volumes[0].secret.defaultMode: Invalid value: 1000: must be a number between 0 and 0777 (octal), both inclusive",
@@ -374,8 +417,10 @@ fn volumes_are_checked() {
             ],
         ),
         (
-            volume(json!({"downwardAPI": {"items": [{"path": "a"}, {"path": "b", "resourceFieldRef": {"resource": "limits.cpu"}},
-                {"path": "c", "fieldRef": {"fieldPath": "status.podIP"}}]}})),
+            volume(
+                json!({"downwardAPI": {"items": [{"path": "a"}, {"path": "b", "resourceFieldRef": {"resource": "limits.cpu"}},
+                {"path": "c", "fieldRef": {"fieldPath": "status.podIP"}}]}}),
+            ),
             &[
                 "spec.volumes[0].downwardAPI: Required value: one of fieldRef and resourceFieldRef is required",
                 "spec.volumes[0].downwardAPI.resourceFieldRef.containerName: Required value",
@@ -399,7 +444,10 @@ fn volumes_are_checked() {
             ],
         ),
         (volume(json!({"image": {}})), &["spec.volumes[0].image.reference: Required value"]),
-        (volume(json!({"persistentVolumeClaim": {}})), &["spec.volumes[0].persistentVolumeClaim.claimName: Required value"]),
+        (
+            volume(json!({"persistentVolumeClaim": {}})),
+            &["spec.volumes[0].persistentVolumeClaim.claimName: Required value"],
+        ),
     ]);
 }
 
@@ -460,7 +508,9 @@ fn resources_are_checked() {
             ][..],
         ),
         (
-            resources(json!({"limits": {"disk": "1", "pods": "1", "a.b/c": "1500m", "hugepages-2Mi": "3Mi"}})),
+            resources(
+                json!({"limits": {"disk": "1", "pods": "1", "a.b/c": "1500m", "hugepages-2Mi": "3Mi"}}),
+            ),
             &[
                 "spec.containers[0].resources.limits[a.b/c]: Invalid value: \"1500m\": must be an integer",
                 "spec.containers[0].resources.limits[disk]: Invalid value: \"disk\": must be a standard resource type or fully qualified",
@@ -478,15 +528,21 @@ fn resources_are_checked() {
         ),
         (
             resources(json!({"requests": {"a.b/c": "1"}})),
-            &["spec.containers[0].resources.limits: Required value: Limit must be set for non overcommitable resources"],
+            &[
+                "spec.containers[0].resources.limits: Required value: Limit must be set for non overcommitable resources",
+            ],
         ),
         (
             resources(json!({"limits": {"a.b/c": "2"}, "requests": {"a.b/c": "1"}})),
-            &["spec.containers[0].resources.requests: Invalid value: \"1\": must be equal to a.b/c limit of 2"],
+            &[
+                "spec.containers[0].resources.requests: Invalid value: \"1\": must be equal to a.b/c limit of 2",
+            ],
         ),
         (
-            spec(json!({"resources": {"limits": {"memory": "1Gi", "disk": "1", "ephemeral-storage": "1"}, "requests": {"cpu": "1"}},
-                "containers": [{"name": "c", "image": "i", "resources": {"limits": {"memory": "2Gi"}, "requests": {"cpu": "2"}}}]})),
+            spec(
+                json!({"resources": {"limits": {"memory": "1Gi", "disk": "1", "ephemeral-storage": "1"}, "requests": {"cpu": "1"}},
+                "containers": [{"name": "c", "image": "i", "resources": {"limits": {"memory": "2Gi"}, "requests": {"cpu": "2"}}}]}),
+            ),
             &[
                 "spec.resources.limits[disk]: Invalid value: \"disk\": must be a standard resource type or fully qualified",
                 "spec.resources.limits[ephemeral-storage]: Unsupported value: \"ephemeral-storage\": supported values: \"cpu\"",
@@ -502,11 +558,13 @@ fn resources_are_checked() {
 fn security_is_checked() {
     check([
         (
-            spec(json!({"hostPID": true, "hostNetwork": true, "hostIPC": true, "shareProcessNamespace": true,
+            spec(
+                json!({"hostPID": true, "hostNetwork": true, "hostIPC": true, "shareProcessNamespace": true,
                 "securityContext": {"runAsUser": -1, "fsGroup": 4294967296_i64, "supplementalGroups": [0, -1],
                     "fsGroupChangePolicy": "Never", "supplementalGroupsPolicy": "x",
                     "sysctls": [{"name": ""}, {"name": "a..b"}, {"name": "net.x"}, {"name": "kernel.sem"}, {"name": "kernel.sem"}],
-                    "seccompProfile": {"type": "Localhost"}, "appArmorProfile": {"type": "Mine"}}})),
+                    "seccompProfile": {"type": "Localhost"}, "appArmorProfile": {"type": "Mine"}}}),
+            ),
             &[
                 "spec.securityContext.fsGroup: Invalid value: 4294967296: must be between 0 and 2147483647, inclusive",
                 "spec.securityContext.runAsUser: Invalid value: -1: must be between 0 and 2147483647, inclusive",
@@ -527,10 +585,12 @@ fn security_is_checked() {
             ][..],
         ),
         (
-            container(json!({"securityContext": {"runAsGroup": -1, "procMount": "Unmasked", "privileged": true,
+            container(
+                json!({"securityContext": {"runAsGroup": -1, "procMount": "Unmasked", "privileged": true,
                 "allowPrivilegeEscalation": false, "capabilities": {"add": ["CAP_SYS_ADMIN"]},
                 "seccompProfile": {"type": "Unconfined", "localhostProfile": "x"},
-                "appArmorProfile": {"type": "Localhost", "localhostProfile": " x"}}})),
+                "appArmorProfile": {"type": "Localhost", "localhostProfile": " x"}}}),
+            ),
             &[
                 "spec.containers[0].securityContext.runAsGroup: Invalid value: -1: must be between",
                 "spec.containers[0].securityContext.procMount: Invalid value: \"Unmasked\": `hostUsers` must be false to use `Unmasked`",
@@ -554,8 +614,10 @@ fn security_is_checked() {
 fn the_rest_of_a_pod_is_checked() {
     check([
         (
-            spec(json!({"restartPolicy": "Maybe", "dnsPolicy": "Never", "preemptionPolicy": "x", "activeDeadlineSeconds": 0,
-                "terminationGracePeriodSeconds": -1})),
+            spec(
+                json!({"restartPolicy": "Maybe", "dnsPolicy": "Never", "preemptionPolicy": "x", "activeDeadlineSeconds": 0,
+                "terminationGracePeriodSeconds": -1}),
+            ),
             &[
                 "spec.restartPolicy: Unsupported value: \"Maybe\": supported values: \"Always\", \"OnFailure\", \"Never\"",
                 "spec.dnsPolicy: Unsupported value: \"Never\": supported values: \"ClusterFirstWithHostNet\", \"ClusterFirst\", \
@@ -565,13 +627,20 @@ fn the_rest_of_a_pod_is_checked() {
                 "spec.terminationGracePeriodSeconds: Invalid value: -1: must be greater than or equal to 0",
             ][..],
         ),
-        (spec(json!({"dnsPolicy": "None"})), &["spec.dnsConfig: Required value: must provide `dnsConfig` when `dnsPolicy` is None"]),
         (
-            spec(json!({"dnsPolicy": "None", "dnsConfig": {}})),
-            &["spec.dnsConfig.nameservers: Required value: must provide at least one DNS nameserver when `dnsPolicy` is None"],
+            spec(json!({"dnsPolicy": "None"})),
+            &["spec.dnsConfig: Required value: must provide `dnsConfig` when `dnsPolicy` is None"],
         ),
         (
-            spec(json!({"dnsConfig": {"nameservers": ["1.1.1.1", "2", "3.3.3.3", "4.4.4.4"], "searches": ["a b"], "options": [{}]}})),
+            spec(json!({"dnsPolicy": "None", "dnsConfig": {}})),
+            &[
+                "spec.dnsConfig.nameservers: Required value: must provide at least one DNS nameserver when `dnsPolicy` is None",
+            ],
+        ),
+        (
+            spec(
+                json!({"dnsConfig": {"nameservers": ["1.1.1.1", "2", "3.3.3.3", "4.4.4.4"], "searches": ["a b"], "options": [{}]}}),
+            ),
             &[
                 "spec.dnsConfig.nameservers: Invalid value: [\"1.1.1.1\",\"2\",\"3.3.3.3\",\"4.4.4.4\"]: must not have more than 3 nameservers",
                 "spec.dnsConfig.nameservers[1]: Invalid value: \"2\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
@@ -581,7 +650,9 @@ fn the_rest_of_a_pod_is_checked() {
             ],
         ),
         (
-            spec(json!({"hostAliases": [{"ip": "x", "hostnames": ["A"]}], "hostname": "a.b", "subdomain": "-"})),
+            spec(
+                json!({"hostAliases": [{"ip": "x", "hostnames": ["A"]}], "hostname": "a.b", "subdomain": "-"}),
+            ),
             &[
                 "spec.hostname: Invalid value: \"a.b\": must not contain dots",
                 "spec.subdomain: Invalid value: \"-\": a lowercase RFC 1123 label",
@@ -612,8 +683,10 @@ fn the_rest_of_a_pod_is_checked() {
         ),
         (spec(json!({"os": {"name": "windows"}})), &["spec.os.name: Forbidden: this node runs linux"]),
         (
-            spec(json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
-                {"matchExpressions": [{"key": "a", "operator": "In"}, {"key": "b", "operator": "Like"}]}]}}}})),
+            spec(
+                json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+                {"matchExpressions": [{"key": "a", "operator": "In"}, {"key": "b", "operator": "Like"}]}]}}}}),
+            ),
             &[
                 "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0].\
                  matchExpressions[0].values: Required value: must be specified when `operator` is 'In' or 'NotIn'",
@@ -622,7 +695,9 @@ fn the_rest_of_a_pod_is_checked() {
             ],
         ),
         (
-            spec(json!({"readinessGates": [{"conditionType": "a b"}], "runtimeClassName": "X", "overhead": {"disk": "1"}})),
+            spec(
+                json!({"readinessGates": [{"conditionType": "a b"}], "runtimeClassName": "X", "overhead": {"disk": "1"}}),
+            ),
             &[
                 "spec.readinessGates[0].conditionType: Invalid value: \"a b\": name part must consist of",
                 "spec.runtimeClassName: Invalid value: \"X\"",
@@ -646,23 +721,40 @@ fn static_pods_of_a_cluster_refer_to_no_objects() {
     let env = |source: Value| json!({"containers": [{"name": "c", "image": "i", "env": [{"name": "A", "valueFrom": source}]}]});
     check([
         (reference(json!({"volumes": [{"name": "v"}, {"name": "h", "hostPath": {"path": "/"}}]})), &[][..]),
-        (reference(json!({"serviceAccountName": "a"})), &["spec: Forbidden: static pods may not reference serviceaccounts"]),
-        (reference(json!({"serviceAccount": "a"})), &["spec: Forbidden: static pods may not reference serviceaccounts"]),
-        (reference(json!({"imagePullSecrets": [{"name": "s"}]})), &["spec: Forbidden: static pods may not reference secrets"]),
-        (reference(env(json!({"secretKeyRef": {"name": "s", "key": "k"}}))), &["spec: Forbidden: static pods may not reference secrets"]),
+        (
+            reference(json!({"serviceAccountName": "a"})),
+            &["spec: Forbidden: static pods may not reference serviceaccounts"],
+        ),
+        (
+            reference(json!({"serviceAccount": "a"})),
+            &["spec: Forbidden: static pods may not reference serviceaccounts"],
+        ),
+        (
+            reference(json!({"imagePullSecrets": [{"name": "s"}]})),
+            &["spec: Forbidden: static pods may not reference secrets"],
+        ),
+        (
+            reference(env(json!({"secretKeyRef": {"name": "s", "key": "k"}}))),
+            &["spec: Forbidden: static pods may not reference secrets"],
+        ),
         (
             reference(env(json!({"configMapKeyRef": {"name": "s", "key": "k"}}))),
             &["spec: Forbidden: static pods may not reference configmaps"],
         ),
         (
-            reference(json!({"volumes": [{"name": "v", "projected": {"sources": [{"configMap": {"name": "m"}}]}}]})),
+            reference(
+                json!({"volumes": [{"name": "v", "projected": {"sources": [{"configMap": {"name": "m"}}]}}]}),
+            ),
             &["spec: Forbidden: static pods may not reference configmaps"],
         ),
         (
             reference(json!({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]})),
             &["spec: Forbidden: static pods may not reference persistentvolumeclaims"],
         ),
-        (reference(json!({"resourceClaims": [{"name": "r"}]})), &["spec: Forbidden: static pods may not reference resourceclaims"]),
+        (
+            reference(json!({"resourceClaims": [{"name": "r"}]})),
+            &["spec: Forbidden: static pods may not reference resourceclaims"],
+        ),
     ]);
 }
 
@@ -690,12 +782,25 @@ fn config_maps_and_secrets_are_checked() {
                 "data[d]: Invalid value: \"d\": duplicate of key present in binaryData",
             ],
         ),
-        (config_map(json!({"data": {"a": "x".repeat((1 << 20) + 1)}})), &[": Too long: may not be more than 1048576 bytes"]),
-        (secret(json!({"type": "kubernetes.io/tls"})), &["data[tls.crt]: Required value", "data[tls.key]: Required value"]),
-        (secret(json!({"type": "kubernetes.io/dockerconfigjson"})), &["data[.dockerconfigjson]: Required value"]),
         (
-            secret(json!({"type": "kubernetes.io/dockerconfigjson", "data": {".dockerconfigjson": "e3NlY3JldA=="}})),
-            &["data[.dockerconfigjson]: Invalid value: \"<secret contents redacted>\": not valid JSON at line 1 column 2"],
+            config_map(json!({"data": {"a": "x".repeat((1 << 20) + 1)}})),
+            &[": Too long: may not be more than 1048576 bytes"],
+        ),
+        (
+            secret(json!({"type": "kubernetes.io/tls"})),
+            &["data[tls.crt]: Required value", "data[tls.key]: Required value"],
+        ),
+        (
+            secret(json!({"type": "kubernetes.io/dockerconfigjson"})),
+            &["data[.dockerconfigjson]: Required value"],
+        ),
+        (
+            secret(
+                json!({"type": "kubernetes.io/dockerconfigjson", "data": {".dockerconfigjson": "e3NlY3JldA=="}}),
+            ),
+            &[
+                "data[.dockerconfigjson]: Invalid value: \"<secret contents redacted>\": not valid JSON at line 1 column 2",
+            ],
         ),
         (
             secret(json!({"type": "kubernetes.io/basic-auth"})),
