@@ -40,9 +40,15 @@ impl Engine {
         record.log_path = log_path(&sandbox.record().config, &record.config);
         record.stop_signal = crate::spec::signal::stop_signal(record.config.stop_signal(), &image.config.stop_signal);
         let container = Arc::new(Container::new(record));
-        self.index().containers.insert(id.clone(), container.clone());
+        // The turn first, so that a removal of the pod that sees this container waits until it is made.
         let act = container.operation.lock().await;
-        if let Err(error) = self.make_container(&sandbox, &container, &image).await {
+        self.index().containers.insert(id.clone(), container.clone());
+        // A stop says "not ready" before it looks for containers: either it sees this one, or we see that.
+        let made = match sandbox.is_ready() {
+            true => self.make_container(&sandbox, &container, &image).await,
+            false => Err(ServiceError::SandboxNotReady { id: sandbox.id.clone() }),
+        };
+        if let Err(error) = made {
             for error in self.demolish_container(&container).await {
                 tracing::warn!(container = %id, error = %chain(&error), "what a failed container held was not all given back");
             }

@@ -35,7 +35,12 @@ impl Engine {
         }
         let shim = sandbox.shim()?;
         container.change(&self.layout, |record| record.phase = ContainerPhase::Starting)?;
-        match self.start_task(container, &shim).await {
+        // A stop of the pod says "not ready" before it looks at phases: either it waits for us, or we see that.
+        let started = match sandbox.is_ready() {
+            true => self.start_task(container, &shim).await,
+            false => Err(ServiceError::SandboxNotReady { id: sandbox.id.clone() }),
+        };
+        match started {
             Ok(pid) => {
                 let phase = ContainerPhase::Running { pid, started_at: wall_ns() };
                 if let Err(error) = container.change(&self.layout, |record| record.phase = phase) {

@@ -71,19 +71,20 @@ impl Engine {
 
     /// Ends what a dead shim's sandbox still runs and tells so.
     pub(crate) async fn shim_died(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
-        let _act = sandbox.operation.lock().await;
         if sandbox.shim().is_err() {
             // We ended it ourselves.
             return;
         }
-        sandbox.set_shim(None);
         tracing::warn!(sandbox = %sandbox.id, "the shim died; its containers are killed and the pod is made again");
         if let Err(error) = sandbox.change(&self.layout, |record| record.phase = SandboxPhase::NotReady) {
             tracing::warn!(sandbox = %sandbox.id, error = %chain(&error), "record not written");
         }
+        sandbox.set_shim(None);
+        // Before the turn below: a stop that has the turn waits for these ends.
         for container in self.containers_of(&sandbox.id) {
             self.lose_container(&container, "the shim that watched this container died").await;
         }
+        let _act = sandbox.operation.lock().await;
         for error in self.give_back_sandbox(sandbox).await {
             tracing::warn!(sandbox = %sandbox.id, error = %chain(&error), "a dead shim's sandbox was not all given back");
         }

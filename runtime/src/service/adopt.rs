@@ -9,7 +9,7 @@ use std::time::Duration;
 use coracle_shim::protocol::{method, task};
 
 use super::{Engine, StartError};
-use crate::container::Container;
+use crate::container::{Container, overlay};
 use crate::record::{self, ContainerPhase, ContainerRecord, Exit, SandboxPhase, SandboxRecord};
 use crate::sandbox::{self, Sandbox};
 use crate::service::wall_ns;
@@ -95,7 +95,11 @@ impl Engine {
                 self.finish_giving_back(sandbox).await;
             }
             // A stop may have been cut in half.
-            (SandboxPhase::NotReady | SandboxPhase::Creating, _) => self.finish_giving_back(sandbox).await,
+            (SandboxPhase::NotReady | SandboxPhase::Creating, _) => {
+                if let Err(error) = self.stop_sandbox(sandbox).await {
+                    tracing::warn!(sandbox = %sandbox.id, error = %chain(&error), "a stopped sandbox is not all given back");
+                }
+            }
         }
     }
 
@@ -144,8 +148,13 @@ impl Engine {
             tracing::warn!(container = %container.id, error = %chain(&error), "the image of a container is gone");
         }
         match (&record.phase, shim) {
-            (ContainerPhase::Creating | ContainerPhase::Exited(_), _) => {}
-            (ContainerPhase::Created, Some(_)) if sandbox.is_ready() => {}
+            (ContainerPhase::Creating, _) => {}
+            (ContainerPhase::Exited(_), _) => {
+                if let Err(error) = overlay::unmount_all(&self.layout.rootfs(&container.id)) {
+                    tracing::warn!(container = %container.id, %error, "the root of an ended container stays mounted");
+                }
+            }
+            (ContainerPhase::Created, Some(_)) => {}
             (ContainerPhase::Running { .. } | ContainerPhase::Starting, Some(shim)) => {
                 self.adopt_task(sandbox, container, shim).await;
             }

@@ -1,6 +1,6 @@
 //! A runtime with folders, cgroups and an image of its own, for tests that run real pods.
 //!
-//! The shim is `$CORACLE_SHIM`, or `coracle-shim` beside the tests' own executables, built when it is missing.
+//! `$CORACLE_SHIM` names the shim, `$CORACLE_TEST_MAKER` an OCI runtime instead of our own.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
 use std::fs;
@@ -29,23 +29,30 @@ pub struct Node {
     pub cgroup: String,
 }
 
-/// The shim to test with.
+/// The shim to test with: `$CORACLE_SHIM`, or a static one built beside the tests, as `cargo xtask` builds it. It
+/// must be static because it is also the only file in the root of a PID namespace's holder.
 pub fn shim() -> PathBuf {
     if let Some(path) = std::env::var_os("CORACLE_SHIM") {
         return path.into();
     }
-    // target/debug/deps/service_run-… lies one folder below the binaries.
-    let beside = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("coracle-shim");
-    static BUILT: std::sync::OnceLock<()> = std::sync::OnceLock::new();
-    BUILT.get_or_init(|| {
-        if !beside.exists() {
+    static BUILT: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+    BUILT
+        .get_or_init(|| {
+            let version = Command::new("rustc").arg("-vV").output().unwrap().stdout;
+            let version = String::from_utf8(version).unwrap();
+            let host = version.lines().find_map(|line| line.strip_prefix("host: ")).unwrap().to_owned();
+            // target/debug/deps/service_run-… lies two folders below target.
+            let executable = std::env::current_exe().unwrap();
+            let target = executable.ancestors().nth(3).unwrap().join("static");
             let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-            let built = Command::new(cargo).args(["build", "-p", "coracle-shim"]).status().unwrap();
-            assert!(built.success(), "cargo build -p coracle-shim");
-        }
-    });
-    assert!(beside.exists(), "{} is missing; set CORACLE_SHIM", beside.display());
-    beside
+            let mut build = Command::new(cargo);
+            build.args(["build", "--quiet", "--package", "coracle-shim", "--bin", "coracle-shim"]);
+            build.args(["--profile", "shim", "--target", &host, "--target-dir"]).arg(&target);
+            build.env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static");
+            assert!(build.status().unwrap().success(), "building coracle-shim failed; set CORACLE_SHIM");
+            target.join(host).join("shim/coracle-shim")
+        })
+        .clone()
 }
 
 /// An OCI layout with a busybox in it.
