@@ -94,6 +94,7 @@ impl Dispatcher {
         watching.spawn(watch.run());
         self.found = listing;
         self.adopt();
+        self.sweep_disk().await;
         let mut source_lives = true;
         loop {
             self.reconcile();

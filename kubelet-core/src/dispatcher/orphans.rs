@@ -24,6 +24,28 @@ impl Dispatcher {
             self.spawn(Arc::new(pod), Goal::Remove);
         }
     }
+
+    /// Begins to remove what pods left on disk of which the runtime knows nothing, as after a reboot.
+    pub(super) async fn sweep_disk(&mut self) {
+        let uids = match self.node.resources.on_disk().await {
+            Ok(uids) => uids,
+            Err(error) => {
+                tracing::warn!(%error, "could not list the pods' folders");
+                return;
+            }
+        };
+        let desired = self.pods.borrow().clone();
+        for uid in uids {
+            if self.entries.contains_key(uid.as_str()) || desired.contains_key(uid.as_str()) {
+                continue;
+            }
+            tracing::info!(uid, "removing what is left of a pod");
+            // All that is known of it is its UID; without a name its worker reports nothing.
+            let mut pod = Pod::default();
+            pod.metadata.uid = Arc::from(uid);
+            self.spawn(Arc::new(pod), Goal::Remove);
+        }
+    }
 }
 
 /// The pod as far as the runtime's records tell.

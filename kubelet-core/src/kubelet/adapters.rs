@@ -55,6 +55,13 @@ impl Resources for PodResources {
         PodResources::refresh(self, pod).await.map_err(|error| step(error.reason(), &error))
     }
 
+    async fn on_disk(&self) -> Result<Vec<String>, StepError> {
+        let resources = self.clone();
+        let listed = tokio::task::spawn_blocking(move || resources.pods_on_disk()).await;
+        let listed = listed.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        listed.map_err(|error| step("FailedSync", &error))
+    }
+
     async fn teardown(&self, uid: &str) -> Result<(), StepError> {
         PodResources::teardown(self, uid).await.map_err(|error| step("FailedSync", &error))
     }

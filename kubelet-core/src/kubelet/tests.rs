@@ -115,6 +115,10 @@ impl Resources for Disk {
         Ok(())
     }
 
+    async fn on_disk(&self) -> Result<Vec<String>, StepError> {
+        Ok(self.prepared.lock().unwrap().keys().cloned().collect())
+    }
+
     async fn teardown(&self, uid: &str) -> Result<(), StepError> {
         self.torn_down.lock().unwrap().push(uid.to_owned());
         self.prepared.lock().unwrap().remove(uid);

@@ -48,6 +48,9 @@ pub(crate) trait Resources: Send + Sync {
     /// Renders the volumes of a running pod anew whose sources changed.
     async fn refresh(&self, pod: &Pod) -> Result<(), StepError>;
 
+    /// UIDs of pods that have something on this node's disk.
+    async fn on_disk(&self) -> Result<Vec<String>, StepError>;
+
     /// Takes away what `prepare` made, and what it may have left half made. Idempotent.
     async fn teardown(&self, uid: &str) -> Result<(), StepError>;
 }

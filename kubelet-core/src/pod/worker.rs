@@ -147,7 +147,7 @@ impl Worker {
                 Next::Leave => return,
             }
         }
-        self.end().await;
+        Box::pin(self.end()).await;
     }
 
     async fn sync(&mut self) -> Next {
@@ -156,7 +156,7 @@ impl Worker {
             Goal::Terminate | Goal::Remove => return Next::Terminate,
             Goal::Leave => return Next::Leave,
         }
-        if let Err(status) = self.look().await {
+        if let Err(status) = Box::pin(self.look()).await {
             let text = format!("error determining status: {}", go_error(&status));
             self.node.events.pod(&self.pod, None, EventType::Warning, "FailedSync", text);
             return Next::Wait(Some(self.hold("")));
@@ -178,7 +178,8 @@ impl Worker {
             return Next::Wait(Some(self.hold("")));
         }
         self.last_plan = Some(plan.clone());
-        self.carry_out(plan).await;
+        // On the heap while it lasts: a pod that rests should cost little memory.
+        Box::pin(self.carry_out(plan)).await;
         Next::Again
     }
 
@@ -267,6 +268,10 @@ impl Worker {
         }
         let status = Arc::new(status);
         self.status = Some(status.clone());
+        if self.pod.metadata.name.is_empty() {
+            // Left on disk by a pod that nobody knows any more.
+            return;
+        }
         // The publisher outlives the workers; while the agent goes down nobody needs the status.
         let _ = self.reports.send(Report::Status { pod: self.pod.clone(), status });
     }
@@ -443,4 +448,20 @@ fn random() -> u32 {
     use std::hash::{BuildHasher, Hasher};
     let hash = std::collections::hash_map::RandomState::new().build_hasher().finish();
     u32::try_from(hash >> 32).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A task that waits holds no more than this; what it needs to act is on the heap while it acts.
+    #[test]
+    fn a_resting_worker_is_small() {
+        fn size<T>(_: impl FnOnce(Worker) -> T) -> usize {
+            size_of::<T>()
+        }
+        let worker = size_of::<Worker>();
+        let task = size(Worker::run);
+        assert!(task < 6 * 1024, "a worker takes {worker} bytes, its task {task}");
+    }
 }

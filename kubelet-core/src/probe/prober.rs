@@ -191,7 +191,8 @@ impl Task {
                 // A changed target is looked at first; the pause is computed anew.
                 changed = self.target.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(pause) => if let Some(run) = &target.run {
-                    self.probe_once(&target, run).await;
+                    // On the heap while it lasts: a probe that waits should cost little memory.
+                    Box::pin(self.probe_once(&target, run)).await;
                 },
             }
         }

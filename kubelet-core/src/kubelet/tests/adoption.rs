@@ -83,6 +83,22 @@ async fn an_agent_killed_at_any_call_loses_and_doubles_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_pod_left_on_disk_alone_is_removed() {
+    let bench = Bench::with_pods([pod("web")]).await;
+    bench.until("web", is_running).await;
+    bench.disk.prepared.lock().unwrap().insert("uid-lost".into(), 1);
+    let bench = bench.restart().await;
+    let begun = tokio::time::Instant::now();
+    while bench.disk.prepared.lock().unwrap().contains_key("uid-lost") {
+        assert!(begun.elapsed() < LONG, "still there");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(bench.disk.prepared.lock().unwrap().contains_key("uid-web"));
+    bench.until("web", is_running).await;
+    assert_eq!(bench.kubelet.statuses().borrow().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reboot_starts_pods_afresh() {
     let mut job = pod("job");
     job.spec.restart_policy = "OnFailure".into();

@@ -67,7 +67,7 @@ impl Worker {
             self.apply_probe(&report);
         }
         if refresh {
-            self.refresh().await;
+            Box::pin(self.refresh()).await;
         }
     }
 
