@@ -23,7 +23,7 @@ pub struct Mirror {
     /// URLs or hosts, tried in order before the registry itself.
     #[serde(alias = "endpoints")]
     pub endpoint: Vec<String>,
-    /// Regular expressions in k3s; here prefixes or `^(.*)$` forms, see [`rewrite`].
+    /// Regular expressions on the repository's path, and what takes the place of what they match.
     pub rewrite: BTreeMap<String, String>,
 }
 
@@ -120,6 +120,17 @@ impl AuthEntry {
     }
 }
 
+/// A rewrite rule that is no regular expression.
+#[derive(Debug, thiserror::Error)]
+#[error("rewrite {pattern:?} in the registry configuration is not a regular expression")]
+pub struct InvalidRewrite {
+    /// The rule.
+    pub pattern: String,
+    /// What is wrong with it.
+    #[source]
+    pub source: regex_lite::Error,
+}
+
 /// One place to ask for a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
@@ -135,10 +146,10 @@ pub struct Endpoint {
 
 impl Registries {
     /// Where to ask for `repository` of `registry`, in order.
-    pub fn endpoints(&self, registry: &str, repository: &str) -> Vec<Endpoint> {
+    pub fn endpoints(&self, registry: &str, repository: &str) -> Result<Vec<Endpoint>, InvalidRewrite> {
         let mut endpoints = Vec::new();
         if let Some(mirror) = self.mirrors.get(registry).or_else(|| self.mirrors.get("*")) {
-            let path = rewrite(&mirror.rewrite, repository);
+            let path = rewrite(&mirror.rewrite, repository)?;
             endpoints.extend(mirror.endpoint.iter().map(|e| self.endpoint(e, &path, registry)));
         }
         let own = if registry == "docker.io" { "registry-1.docker.io" } else { registry };
@@ -146,7 +157,7 @@ impl Registries {
         if !endpoints.iter().any(|e| e.base == own.base && e.repository == own.repository) {
             endpoints.push(own);
         }
-        endpoints
+        Ok(endpoints)
     }
 
     fn endpoint(&self, url: &str, repository: &str, namespace: &str) -> Endpoint {
@@ -216,39 +227,16 @@ fn is_loopback(host: &str) -> bool {
     name == "localhost" || name == "::1" || name.starts_with("127.")
 }
 
-/// Rewrites a repository path by the first rule that matches.
-///
-/// k3s takes Go regular expressions; an engine for them would be the largest part of this module. The forms that
-/// its documentation and users write are taken: `^literal/(.*)`, `(.*)`, `^literal$`, with `$1` in the result.
-pub fn rewrite(rules: &BTreeMap<String, String>, repository: &str) -> String {
+/// Rewrites a repository path by the first rule that matches, as k3s does.
+fn rewrite(rules: &BTreeMap<String, String>, repository: &str) -> Result<String, InvalidRewrite> {
     for (pattern, result) in rules {
-        let body = pattern.trim_start_matches('^').trim_end_matches('$');
-        let literal = |text: &str| text.replace("\\.", ".").replace("\\-", "-").replace("\\/", "/");
-        if let Some((before, after)) = ["(.*)", "(.+)"].iter().find_map(|group| body.split_once(group)) {
-            let (before, after) = (literal(before), literal(after));
-            let middle =
-                repository.strip_prefix(before.as_str()).and_then(|r| r.strip_suffix(after.as_str()));
-            if let Some(middle) = middle {
-                return result.replace("${1}", middle).replace("$1", middle);
-            }
-        } else {
-            let body = literal(body);
-            let anchored = (pattern.starts_with('^'), pattern.ends_with('$'));
-            let matched = match anchored {
-                (true, true) => repository == body,
-                (true, false) => repository.starts_with(&body),
-                (false, true) => repository.ends_with(&body),
-                (false, false) => repository.contains(&body),
-            };
-            if matched && anchored == (true, true) {
-                return result.clone();
-            }
-            if matched {
-                return repository.replacen(&body, result, 1);
-            }
+        let expression = regex_lite::Regex::new(pattern)
+            .map_err(|source| InvalidRewrite { pattern: pattern.clone(), source })?;
+        if expression.is_match(repository) {
+            return Ok(expression.replace_all(repository, result.as_str()).into_owned());
         }
     }
-    repository.to_owned()
+    Ok(repository.to_owned())
 }
 
 #[cfg(test)]
@@ -266,7 +254,7 @@ mod tests {
         }))
         .unwrap();
         let bases = |registry: &str, repository: &str| -> Vec<String> {
-            let endpoints = registries.endpoints(registry, repository);
+            let endpoints = registries.endpoints(registry, repository).unwrap();
             endpoints.iter().map(|e| format!("{}/{} {}", e.base, e.repository, e.namespace)).collect()
         };
         assert_eq!(
@@ -278,7 +266,7 @@ mod tests {
             ]
         );
         assert_eq!(bases("q.io", "a/b"), ["https://all.local/v2/a/b q.io", "https://q.io/v2/a/b "]);
-        let own = Registries::default().endpoints("127.0.0.1:5000", "a");
+        let own = Registries::default().endpoints("127.0.0.1:5000", "a").unwrap();
         assert_eq!(own[0].base, "http://127.0.0.1:5000/v2");
     }
 

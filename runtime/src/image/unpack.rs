@@ -88,6 +88,7 @@ impl LayerError {
             Self::DiffId { .. } => FailureKind::Digest,
             Self::File { source, .. } | Self::Store(source) | Self::Decode(source) => match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => FailureKind::NoSpace,
+                io::ErrorKind::FileTooLarge => FailureKind::Refused,
                 io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => FailureKind::Corrupt,
                 io::ErrorKind::Interrupted | io::ErrorKind::BrokenPipe => FailureKind::Cancelled,
                 _ if matches!(self, Self::Decode(_)) => FailureKind::Corrupt,

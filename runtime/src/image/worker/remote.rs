@@ -75,6 +75,7 @@ impl Remote {
         stall: Duration,
     ) -> Result<Self, Failure> {
         let endpoints = registries.endpoints(&reference.registry, &reference.repository);
+        let endpoints = endpoints.map_err(|error| Failure::of(FailureKind::Invalid, &error))?;
         let host = |endpoint: Endpoint| {
             let configured = registries.credentials(&endpoint.host);
             let credentials = match endpoint.namespace.is_empty() {
