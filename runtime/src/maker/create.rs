@@ -13,7 +13,7 @@ use std::sync::Mutex;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
-use oci_spec::runtime::{LinuxDeviceCgroup, Spec};
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxSeccomp, Spec};
 use rustix::fs::FlockOperation;
 use rustix::mount::OpenTreeFlags;
 
@@ -22,6 +22,7 @@ use super::cgroup::{self, Mounts};
 use super::finish::{Finish, Ready};
 use super::prepare::{Node, Prepared, prepare};
 use super::record::{Record, process_stat};
+use super::seccomp::Filter;
 use super::{Fault, device_filter, error_chain, sys};
 
 /// Ends libcontainer's init process our way.
@@ -91,6 +92,7 @@ pub(super) fn create(globals: &Globals, options: &Create, warn: &mut dyn FnMut(&
     let cgroups_path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
     let mut prepared = prepare(spec, keyring, &node).map_err(|error| Fault::Spec(error_chain(&error)))?;
     prepared.warnings.iter().for_each(|warning| warn(warning));
+    prepared.finish.seccomp = filter(globals, prepared.seccomp.as_ref())?;
     let tree = clone_dev(&mut prepared)?;
 
     // The container's process starts from these groups when its own list is empty; nobody may lend it others.
@@ -142,6 +144,15 @@ fn seal(
         .save(&globals.root)
         .map_err(|source| Fault::Os { what: "write the container's record", source })?;
     write_pid(options.pid_file.as_deref(), record.pid)
+}
+
+/// The compiled filter of a spec's seccomp section.
+pub(super) fn filter(globals: &Globals, profile: Option<&LinuxSeccomp>) -> Result<Option<Filter>, Fault> {
+    let kept = globals.root.join(".seccomp");
+    profile
+        .map(|profile| Filter::of(profile, &kept))
+        .transpose()
+        .map_err(|error| Fault::Spec(error_chain(&error)))
 }
 
 /// What this node allows, read once.
@@ -202,7 +213,8 @@ fn build(globals: &Globals, options: &Create, prepared: &Prepared) -> Result<i32
     };
     fs::create_dir_all(&work).map_err(io("make", &work))?;
     let lock = fs::File::create(work.join(LOCK)).map_err(io("lock", &work))?;
-    rustix::fs::flock(&lock, FlockOperation::LockExclusive).map_err(|error| io("lock", &work)(error.into()))?;
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive)
+        .map_err(|error| io("lock", &work)(error.into()))?;
     let config = work.join("config.json");
     let text =
         serde_json::to_vec(&prepared.spec).map_err(|source| Fault::Json { path: config.clone(), source })?;

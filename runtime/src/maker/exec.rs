@@ -73,7 +73,7 @@ pub(super) fn exec(globals: &Globals, options: &Exec, warn: &mut dyn FnMut(&str)
         (_, false) => None,
     };
     let finish = Finish {
-        seccomp: spec.linux().as_ref().and_then(|linux| linux.seccomp().clone()),
+        seccomp: create::filter(globals, spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()))?,
         keyring: Some(format!("_ses.{}", options.id)),
         init: None,
         process,

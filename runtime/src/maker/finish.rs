@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Capabilities, LinuxSeccomp, Process};
+use oci_spec::runtime::{Capabilities, Process};
 use rustix::fs::{Access, AtFlags, CWD, StatVfsMountFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 
@@ -26,7 +26,7 @@ pub(super) struct Finish {
     /// The process as the spec has it.
     pub process: Process,
     /// The container's system call filter.
-    pub seccomp: Option<LinuxSeccomp>,
+    pub seccomp: Option<Filter>,
     /// Name of the session keyring to join.
     pub keyring: Option<String>,
     /// What only the first process of a container does.
@@ -84,7 +84,6 @@ impl Finish {
     /// root comes first, seccomp comes before the capabilities go unless `no_new_privs` permits it last.
     pub(super) fn settle(&self) -> Result<Ready, FinishError> {
         let no_new_privs = self.process.no_new_privileges() == Some(true);
-        let filter = self.seccomp.as_ref().map(Filter::build).transpose()?;
         if let Some(name) = &self.keyring {
             // A kernel without keyrings, or a filter that hides them, has nothing to share either.
             let _ = sys::join_session_keyring(name);
@@ -102,13 +101,10 @@ impl Finish {
         if no_new_privs {
             sys::no_new_privs().map_err(step("set no_new_privs"))?;
         }
-        let late_filter = match filter {
-            Some(filter) if !no_new_privs => {
-                filter.load()?;
-                None
-            }
-            other => other,
-        };
+        if let Some(filter) = self.seccomp.as_ref().filter(|_| !no_new_privs) {
+            filter.load()?;
+        }
+        let late_filter = self.seccomp.clone().filter(|_| no_new_privs);
         self.become_user(cwd)?;
         let env = self.environment();
         let path = self.find_program(&env)?;

@@ -14,8 +14,8 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Linux, LinuxDevice, LinuxDeviceCgroup, LinuxNamespaceType, Mount, MountBuilder, PosixRlimitBuilder,
-    Process, Spec, User,
+    Linux, LinuxDevice, LinuxDeviceCgroup, LinuxNamespaceType, LinuxSeccomp, Mount, MountBuilder,
+    PosixRlimitBuilder, Process, Spec, User,
 };
 use rustix::mount::MountPropagationFlags;
 
@@ -38,6 +38,8 @@ pub(super) struct Prepared {
     pub spec: Spec,
     /// For its init process, at the end.
     pub finish: Finish,
+    /// The system call filter, which the maker compiles for `finish`.
+    pub seccomp: Option<LinuxSeccomp>,
     /// Source of a bind mount on /dev, which the maker clones before anything else.
     pub dev_source: Option<PathBuf>,
     /// Rules for the BPF device program, on cgroup v2 only.
@@ -97,8 +99,8 @@ pub(super) fn prepare(
         readonly_after: mounts.readonly_after,
         dev_tree: None,
     };
-    let finish = Finish { process, seccomp, keyring, init: Some(init) };
-    Ok(Prepared { spec, finish, dev_source: mounts.dev_source, device_rules, warnings })
+    let finish = Finish { process, seccomp: None, keyring, init: Some(init) };
+    Ok(Prepared { spec, finish, seccomp, dev_source: mounts.dev_source, device_rules, warnings })
 }
 
 /// The mounts of a spec, by who does what to them.

@@ -1,13 +1,28 @@
-//! Compiles the seccomp section of a spec with libseccomp into a filter, and loads it. The filter is built before
-//! the container's process exists as far as errors go, and loaded at the last moment that privileges allow.
+//! The seccomp section of a spec as a filter: compiled by libseccomp, kept for the next container, loaded by the
+//! container's process at the last moment that privileges allow.
+//!
+//! Compiling takes several times the rest of `create`, and a node has few different profiles: compiled filters lie in
+//! a directory below the maker's root (a tmpfs), named by the digest of what they were made of.
 
 use std::collections::HashSet;
+use std::fs;
+use std::io::{self, Read, Seek};
+use std::path::Path;
 
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator,
     LinuxSyscall,
 };
+use sha2::{Digest, Sha256};
+
+use super::sys;
+
+/// Instructions that the kernel takes in one filter.
+const MAX_INSTRUCTIONS: usize = 4096;
+
+/// Kept filters beyond this number are all dropped: no node has so many profiles at a time.
+const MAX_KEPT: usize = 64;
 
 /// Why a profile cannot be applied.
 #[derive(Debug, thiserror::Error)]
@@ -20,40 +35,93 @@ pub(crate) enum SeccompError {
     Build(#[source] libseccomp::error::SeccompError),
     #[error("seccomp rule for {syscall}")]
     Rule { syscall: String, source: libseccomp::error::SeccompError },
+    #[error("writing the seccomp filter")]
+    Write(#[source] io::Error),
+    #[error("the seccomp filter has {0} instructions, the kernel takes {MAX_INSTRUCTIONS}")]
+    Size(usize),
     #[error("loading the seccomp filter")]
-    Load(#[source] libseccomp::error::SeccompError),
+    Load(#[source] io::Error),
 }
 
 /// A filter ready to be loaded.
-pub(crate) struct Filter(ScmpFilterContext);
+#[derive(Clone)]
+pub(crate) struct Filter {
+    instructions: Vec<u64>,
+    flags: u32,
+}
 
 impl Filter {
-    /// Compiles a profile. Names that libseccomp does not know belong to other architectures or newer kernels and
-    /// are passed over, as runc does.
-    pub(crate) fn build(profile: &LinuxSeccomp) -> Result<Self, SeccompError> {
-        let default = action(profile.default_action(), profile.default_errno_ret())?;
-        let mut ctx = ScmpFilterContext::new(default).map_err(SeccompError::Build)?;
-        for arch in profile.architectures().iter().flatten() {
-            ctx.add_arch(architecture(*arch)?).map_err(SeccompError::Build)?;
+    /// The filter of a profile, from `kept` or compiled and put there. A directory that cannot be used costs time,
+    /// nothing else.
+    pub(crate) fn of(profile: &LinuxSeccomp, kept: &Path) -> Result<Self, SeccompError> {
+        let flags = profile.flags().iter().flatten().fold(0, |set, flag| set | flag_bit(*flag));
+        let file = kept.join(name(profile));
+        if let Some(instructions) = fs::read(&file).ok().and_then(|bytes| decode(&bytes).ok()) {
+            return Ok(Self { instructions, flags });
         }
-        // `no_new_privs` is the spec's decision, not the filter's.
-        ctx.set_ctl_nnp(false).map_err(SeccompError::Build)?;
-        for flag in profile.flags().iter().flatten() {
-            set_flag(&mut ctx, *flag).map_err(SeccompError::Build)?;
-        }
-        // A binary tree over the numbers costs each system call of the container a handful of comparisons instead
-        // of hundreds. Older libraries lack it; the filter means the same without.
-        let _ = ctx.set_ctl_optimize(2);
-        for rule in profile.syscalls().iter().flatten() {
-            add_rule(&mut ctx, rule, default)?;
-        }
-        Ok(Self(ctx))
+        let bytes = compile(profile)?;
+        let instructions = decode(&bytes)?;
+        let _ = keep(kept, &file, &bytes);
+        Ok(Self { instructions, flags })
     }
 
     /// Applies the filter to this process for good.
     pub(crate) fn load(&self) -> Result<(), SeccompError> {
-        self.0.load().map_err(SeccompError::Load)
+        sys::load_seccomp(&self.instructions, self.flags).map_err(SeccompError::Load)
     }
+}
+
+/// A name that changes with everything that the filter depends on.
+fn name(profile: &LinuxSeccomp) -> String {
+    let text = serde_json::to_vec(profile).unwrap_or_default();
+    let library = libseccomp::ScmpVersion::current().map(|v| format!("{v:?}")).unwrap_or_default();
+    let mut digest = Sha256::new();
+    for part in [text.as_slice(), library.as_bytes(), env!("CARGO_PKG_VERSION").as_bytes()] {
+        digest.update(part.len().to_le_bytes());
+        digest.update(part);
+    }
+    hex::encode(digest.finalize())
+}
+
+fn decode(bytes: &[u8]) -> Result<Vec<u64>, SeccompError> {
+    let (words, rest) = bytes.as_chunks::<8>();
+    if words.is_empty() || !rest.is_empty() || words.len() > MAX_INSTRUCTIONS {
+        return Err(SeccompError::Size(words.len()));
+    }
+    Ok(words.iter().map(|word| u64::from_ne_bytes(*word)).collect())
+}
+
+fn keep(dir: &Path, file: &Path, bytes: &[u8]) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    if fs::read_dir(dir)?.count() >= MAX_KEPT {
+        fs::remove_dir_all(dir)?;
+        fs::create_dir_all(dir)?;
+    }
+    let temporary = file.with_extension(std::process::id().to_string());
+    fs::write(&temporary, bytes)?;
+    fs::rename(temporary, file)
+}
+
+/// Compiles a profile. Names that libseccomp does not know belong to other architectures or newer kernels and are
+/// passed over, as runc does.
+fn compile(profile: &LinuxSeccomp) -> Result<Vec<u8>, SeccompError> {
+    let default = action(profile.default_action(), profile.default_errno_ret())?;
+    let mut ctx = ScmpFilterContext::new(default).map_err(SeccompError::Build)?;
+    for arch in profile.architectures().iter().flatten() {
+        ctx.add_arch(architecture(*arch)?).map_err(SeccompError::Build)?;
+    }
+    // A binary tree over the numbers costs each system call of the container a handful of comparisons instead of
+    // hundreds. Older libraries lack it; the filter means the same without.
+    let _ = ctx.set_ctl_optimize(2);
+    for rule in profile.syscalls().iter().flatten() {
+        add_rule(&mut ctx, rule, default)?;
+    }
+    let file = rustix::fs::memfd_create("seccomp", rustix::fs::MemfdFlags::CLOEXEC);
+    let mut file = fs::File::from(file.map_err(|error| SeccompError::Write(error.into()))?);
+    ctx.export_bpf(&file).map_err(SeccompError::Build)?;
+    let mut bytes = Vec::new();
+    file.rewind().and_then(|()| file.read_to_end(&mut bytes)).map_err(SeccompError::Write)?;
+    Ok(bytes)
 }
 
 fn add_rule(
@@ -141,15 +209,41 @@ fn architecture(arch: Arch) -> Result<ScmpArch, SeccompError> {
     })
 }
 
-fn set_flag(
-    ctx: &mut ScmpFilterContext,
-    flag: LinuxSeccompFilterFlag,
-) -> Result<(), libseccomp::error::SeccompError> {
+/// `SECCOMP_FILTER_FLAG_*`.
+fn flag_bit(flag: LinuxSeccompFilterFlag) -> u32 {
     match flag {
-        LinuxSeccompFilterFlag::SeccompFilterFlagLog => ctx.set_ctl_log(true),
-        LinuxSeccompFilterFlag::SeccompFilterFlagTsync => ctx.set_ctl_tsync(true),
-        LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => ctx.set_ctl_ssb(true),
-        LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => ctx.set_ctl_waitkill(true),
+        LinuxSeccompFilterFlag::SeccompFilterFlagTsync => 1,
+        LinuxSeccompFilterFlag::SeccompFilterFlagLog => 1 << 1,
+        LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => 1 << 2,
+        LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => 1 << 5,
     }
-    .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_profile_is_compiled_once() {
+        let caps = oci_spec::runtime::LinuxCapabilities::default();
+        let profile = crate::spec::seccomp_default::profile(&caps, std::env::consts::ARCH);
+        let dir = tempfile::tempdir().unwrap();
+        let kept = dir.path().join("kept");
+        let first = Filter::of(&profile, &kept).unwrap();
+        assert!(first.instructions.len() > 100 && first.flags == 0);
+        let files: Vec<_> = fs::read_dir(&kept).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(files.len(), 1);
+        assert_eq!(Filter::of(&profile, &kept).unwrap().instructions, first.instructions);
+        // What is torn is made anew.
+        fs::write(&files[0], b"torn").unwrap();
+        assert_eq!(Filter::of(&profile, &kept).unwrap().instructions, first.instructions);
+        assert_eq!(fs::metadata(&files[0]).unwrap().len(), first.instructions.len() as u64 * 8);
+    }
+
+    #[test]
+    fn what_needs_a_listener_is_refused() {
+        let mut profile = LinuxSeccomp::default();
+        profile.set_default_action(LinuxSeccompAction::ScmpActNotify);
+        assert!(matches!(Filter::of(&profile, Path::new("/nonexistent")), Err(SeccompError::Action(_))));
+    }
 }

@@ -337,6 +337,28 @@ pub(crate) fn attach_device_program(cgroup: &OwnedFd, instructions: &[u64]) -> i
     .map(drop)
 }
 
+/// Applies a classic BPF filter to this process's system calls; each instruction is one word.
+pub(crate) fn load_seccomp(instructions: &[u64], flags: u32) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: instructions.len() as u16,
+        // A word is as large as an instruction and stricter in its alignment.
+        filter: instructions.as_ptr().cast_mut().cast(),
+    };
+    // SAFETY: the program describes a live array of that many instructions, which the kernel copies and checks.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &program) };
+    match check(result) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) && flags == 0 => {
+            // SAFETY: as above; kernels before 3.17 have only this way.
+            check(
+                unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program, 0, 0) }
+                    .into(),
+            )
+            .map(drop)
+        }
+        other => other.map(drop),
+    }
+}
+
 /// Whether the kernel has a system call of the mount API: called with a bad descriptor, it answers anything but
 /// ENOSYS. Filters that hide a call answer ENOSYS too, or EPERM, which counts as missing for our own maker.
 pub(crate) fn has_call(number: libc::c_long) -> bool {
