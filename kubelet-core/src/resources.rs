@@ -32,7 +32,7 @@ use crate::volume::{self, Immutables, PodObjects, VolumeInputs};
 
 pub use crate::container_config::ImageRef;
 pub use config::PodResourcesConfig;
-pub use error::{ConfigError, PrepareError, TeardownError};
+pub use error::{ConfigError, NameError, PrepareError, TeardownError};
 use gates::Gates;
 pub use mounts::MountError;
 
@@ -185,6 +185,7 @@ impl Inner {
     }
 
     fn prepare(&self, pod: &Pod) -> Result<(), PrepareError> {
+        NameError::check_pod(pod)?;
         let pod_dir = self.pod_dir(&pod.metadata.uid);
         files::make_pod_dirs(&pod_dir, &self.log_dir(pod))
             .map_err(|(path, cause)| PrepareError::Directories { path, cause })?;
@@ -201,6 +202,7 @@ impl Inner {
     }
 
     fn volumes(&self, pod: &Pod) -> Result<(), PrepareError> {
+        NameError::check_pod(pod)?;
         let pod_dir = self.pod_dir(&pod.metadata.uid);
         let objects = self.objects(pod);
         let inputs = VolumeInputs {
@@ -262,6 +264,7 @@ impl Inner {
         image: &ImageRef,
         sandbox_ips: Vec<IpAddr>,
     ) -> Result<ContainerConfig, ConfigError> {
+        NameError::check_pod(pod)?;
         let container = pod.container(name).ok_or_else(|| ConfigError::NoContainer(name.to_owned()))?;
         let pod_dir = self.pod_dir(&pod.metadata.uid);
         let mut pod_ips = if pod.spec.host_network { self.config.node_ips.clone() } else { sandbox_ips };
@@ -303,13 +306,16 @@ impl Inner {
     }
 
     fn teardown(&self, uid: &str) -> Result<(), TeardownError> {
+        if let Err(name) = NameError::check("uid", uid) {
+            return Err(TeardownError { name: Some(name), ..TeardownError::default() });
+        }
         let cgroup = self.cgroups.remove(uid);
         let volumes = volume::tear_down(&self.pod_dir(uid));
         self.objects.release(uid);
         if cgroup.is_empty() && volumes.is_empty() {
             return Ok(());
         }
-        Err(TeardownError { volumes, cgroup, interrupted: false })
+        Err(TeardownError { volumes, cgroup, ..TeardownError::default() })
     }
 }
 

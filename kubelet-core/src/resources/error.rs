@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::MountError;
+use crate::api::Pod;
 use crate::container_config::ContainerConfigError;
 use crate::env::EnvError;
 use crate::pod_cgroup::CgroupError;
@@ -16,6 +17,9 @@ use crate::volume::{VolumeError, VolumeTeardownError};
 /// Why a pod's resources cannot be made ready; the text is an event's message.
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
+    /// A name of the pod cannot name a file.
+    #[error(transparent)]
+    Name(#[from] NameError),
     /// Its folders cannot be made.
     #[error("error making pod data directories: {}: {cause}", path.display())]
     Directories {
@@ -47,7 +51,7 @@ impl PrepareError {
             Self::Directories { .. } => "FailedMakePodDataDirectories",
             Self::Cgroup(_) => "FailedCreatePodContainer",
             Self::Volume { .. } => "FailedMount",
-            Self::Interrupted => "FailedSync",
+            Self::Name(_) | Self::Interrupted => "FailedSync",
         }
     }
 }
@@ -55,6 +59,9 @@ impl PrepareError {
 /// Why a sandbox or container cannot be described; the text is a container's waiting message.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
+    /// A name of the pod cannot name a file.
+    #[error(transparent)]
+    Name(#[from] NameError),
     /// The pod has no container of that name.
     #[error("container {0:?} not found in pod")]
     NoContainer(String),
@@ -108,6 +115,36 @@ impl ConfigError {
     }
 }
 
+/// A name that would lead out of the pod's folder. No API server lets one pass; a source of one's own may.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what} {name:?} cannot name a file: it must not be empty, \".\", \"..\" or hold a slash")]
+pub struct NameError {
+    /// What it is the name of.
+    pub what: &'static str,
+    /// The name.
+    pub name: String,
+}
+
+impl NameError {
+    /// Checks every name of a pod that becomes one of a file or folder.
+    pub(super) fn check_pod(pod: &Pod) -> Result<(), Self> {
+        Self::check("uid", &pod.metadata.uid)?;
+        Self::check("namespace", &pod.metadata.namespace)?;
+        Self::check("pod", &pod.metadata.name)?;
+        for volume in &pod.spec.volumes {
+            Self::check("volume", &volume.name)?;
+        }
+        pod.all_containers().try_for_each(|container| Self::check("container", &container.name))
+    }
+
+    pub(super) fn check(what: &'static str, name: &str) -> Result<(), Self> {
+        if matches!(name, "" | "." | "..") || name.contains(['/', '\0']) {
+            return Err(Self { what, name: name.to_owned() });
+        }
+        Ok(())
+    }
+}
+
 /// Everything that stayed behind when a pod was taken away.
 #[derive(Debug, Default, thiserror::Error)]
 #[error("{}", self.text())]
@@ -116,6 +153,8 @@ pub struct TeardownError {
     pub volumes: Vec<VolumeTeardownError>,
     /// Of its cgroup.
     pub cgroup: Vec<CgroupError>,
+    /// The UID that cannot be one, if so: nothing was touched.
+    pub name: Option<NameError>,
     /// Whether the work itself was interrupted.
     pub interrupted: bool,
 }
@@ -125,6 +164,7 @@ impl TeardownError {
         let volumes = self.volumes.iter().map(|error| Chain(error).to_string());
         let mut parts: Vec<String> =
             volumes.chain(self.cgroup.iter().map(|error| Chain(error).to_string())).collect();
+        parts.extend(self.name.iter().map(NameError::to_string));
         if self.interrupted {
             parts.push("the work was interrupted".to_owned());
         }

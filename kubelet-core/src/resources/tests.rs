@@ -77,7 +77,7 @@ impl Fixture {
 impl Drop for Fixture {
     fn drop(&mut self) {
         let inner = &self.resources.0;
-        let _ = inner.teardown(&self.uid);
+        assert!(inner.teardown(&self.uid).is_ok() || std::thread::panicking());
         // The tiers stay on a node; here they go with the test.
         for mount in sys::cgroup_v1_mounts()
             .unwrap()
@@ -223,6 +223,23 @@ async fn failures_carry_the_kubelets_reasons_and_texts() {
         fixture.container(&fixture.pod(json!({})), 0).await.unwrap_err().to_string(),
         "container \"c\" not found in pod"
     );
+}
+
+#[tokio::test]
+async fn names_that_lead_elsewhere_touch_nothing() {
+    let fixture = Fixture::new("names");
+    let precious = fixture.dir.path().join("precious");
+    std::fs::create_dir(&precious).unwrap();
+    for uid in ["../../precious", "", ".", ".."] {
+        let error = fixture.resources.teardown(uid).await.unwrap_err().to_string();
+        assert!(error.contains("cannot name a file"), "{error}");
+    }
+    let volume = fixture.pod(json!({"volumes": [{"name": "../../../precious/x", "emptyDir": {}}]}));
+    let error = fixture.resources.prepare(&volume).await.unwrap_err();
+    assert_eq!((error.reason(), error.to_string().starts_with("volume ")), ("FailedSync", true));
+    let container = fixture.pod(json!({"containers": [{"name": "a/b"}]}));
+    assert!(fixture.resources.prepare(&container).await.is_err());
+    assert_eq!(std::fs::read_dir(&precious).unwrap().count(), 0);
 }
 
 #[tokio::test]
