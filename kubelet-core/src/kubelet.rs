@@ -4,6 +4,7 @@
 //! publisher of statuses; dropping it stops both and leaves the pods as they are.
 
 mod adapters;
+mod housekeeping;
 mod publisher;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ use crate::resources::{PodResources, PodResourcesConfig};
 use crate::source::PodSet;
 
 pub use crate::pod::rpc::Deadlines;
+pub use housekeeping::HousekeepingConfig;
 
 /// What a kubelet is like.
 #[derive(Clone, Debug)]
@@ -41,6 +43,8 @@ pub struct KubeletConfig {
     pub resources: PodResourcesConfig,
     /// How images are pulled.
     pub image_pull: ImagePullConfig,
+    /// What is kept of dead containers, unused images and logs.
+    pub housekeeping: HousekeepingConfig,
     /// How many sandboxes and containers are made at once.
     pub max_parallel_starts: usize,
     /// Folder of the links to container logs (`/var/log/containers`), none for no links.
@@ -61,6 +65,7 @@ impl KubeletConfig {
             node_ips: resources.node_ips.clone(),
             resources,
             image_pull: ImagePullConfig::default(),
+            housekeeping: HousekeepingConfig::default(),
             max_parallel_starts: cores * 4,
             log_links: Some(PathBuf::from("/var/log/containers")),
             deadlines: Deadlines::default(),
@@ -118,8 +123,8 @@ pub struct Kubelet {
     statuses: watch::Receiver<PodViews>,
     events: EventRecorder,
     commands: mpsc::Sender<Command>,
-    /// Dispatcher and publisher end with the kubelet.
-    _tasks: JoinSet<()>,
+    /// Dispatcher, publisher and housekeeping end with the kubelet.
+    tasks: JoinSet<()>,
 }
 
 impl Kubelet {
@@ -141,9 +146,24 @@ impl Kubelet {
             made.map_err(|source| StartError::Folder { path: path.clone(), source })?;
         }
         let (clock, pulls) = (config.clock.clone(), config.image_pull.clone());
-        let images = Arc::new(ImagePuller::new(images, objects, events.clone(), clock, pulls));
-        let parts = Parts { events, resources: Arc::new(resources), images, changes };
-        Self::assemble(config, runtime, pods, parts).await
+        let puller = Arc::new(ImagePuller::new(images.clone(), objects, events.clone(), clock, pulls));
+        let resources = Arc::new(resources);
+        let parts = Parts { events: events.clone(), resources: resources.clone(), images: puller, changes };
+        let mut kubelet = Self::assemble(config.clone(), runtime.clone(), pods.clone(), parts).await?;
+        let inputs = housekeeping::Inputs {
+            runtime,
+            images,
+            resources,
+            pods,
+            statuses: kubelet.statuses(),
+            events,
+            clock: config.clock,
+            call_timeout: config.deadlines.call,
+            log_root: config.resources.log_root,
+            log_links: config.log_links,
+        };
+        housekeeping::spawn(&mut kubelet.tasks, config.housekeeping, inputs);
+        Ok(kubelet)
     }
 
     async fn assemble(
@@ -183,7 +203,7 @@ impl Kubelet {
         let mut tasks = JoinSet::new();
         tasks.spawn(dispatcher.run());
         tasks.spawn(publisher::run(incoming, publish));
-        Ok(Self { statuses, events: parts.events, commands, _tasks: tasks })
+        Ok(Self { statuses, events: parts.events, commands, tasks })
     }
 
     /// The statuses of all pods that this node has, as they change.

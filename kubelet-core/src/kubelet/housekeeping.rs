@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,18 +17,32 @@ use tokio::task::JoinSet;
 use super::PodViews;
 use crate::clock::Clock;
 use crate::events::EventRecorder;
-use crate::gc::{GarbageCollector, GcConfig, GcTrigger};
+use crate::gc::{GarbageCollector, GcConfig, GcPolicy, GcTrigger};
 use crate::log_rotation::{LogPolicy, LogRotation, LogTrigger};
 use crate::resources::PodResources;
 use crate::source::PodSet;
 
+/// The first collection waits until what should run is started; the rest of the node's work goes first.
+const FIRST_COLLECTION: Duration = Duration::from_secs(10);
+
 /// What is kept of what is not needed any more.
 #[derive(Clone, Debug)]
 pub struct HousekeepingConfig {
-    /// Dead containers, logs of gone pods, unused images.
-    pub gc: GcConfig,
+    /// Name of the node, for events about its disk.
+    pub node_name: String,
+    /// Dead containers and unused images.
+    pub gc: GcPolicy,
     /// Sizes and number of a container's logs.
     pub logs: LogPolicy,
+}
+
+impl Default for HousekeepingConfig {
+    /// The kubelet's defaults, for a node that is named as its host.
+    fn default() -> Self {
+        let host = rustix::system::uname();
+        let node_name = host.nodename().to_string_lossy().to_lowercase();
+        Self { node_name, gc: GcPolicy::default(), logs: LogPolicy::default() }
+    }
 }
 
 /// What the tasks work on.
@@ -40,6 +55,8 @@ pub(super) struct Inputs {
     pub(super) events: EventRecorder,
     pub(super) clock: Clock,
     pub(super) call_timeout: Duration,
+    pub(super) log_root: PathBuf,
+    pub(super) log_links: Option<PathBuf>,
 }
 
 /// Starts the tasks.
@@ -51,6 +68,12 @@ pub(super) fn spawn(tasks: &mut JoinSet<()>, config: HousekeepingConfig, inputs:
         known.extend(statuses.borrow().keys().cloned());
         known
     };
+    let gc = GcConfig {
+        policy: config.gc,
+        pod_logs: inputs.log_root,
+        log_links: inputs.log_links,
+        ..GcConfig::new(config.node_name)
+    };
     let collector = GarbageCollector::new(
         inputs.runtime.clone(),
         inputs.images,
@@ -58,10 +81,13 @@ pub(super) fn spawn(tasks: &mut JoinSet<()>, config: HousekeepingConfig, inputs:
         Box::new(known),
         inputs.events,
         inputs.clock.clone(),
-        config.gc,
+        gc,
     );
     let garbage = collector.trigger();
-    tasks.spawn(collector.run());
+    tasks.spawn(async move {
+        tokio::time::sleep(FIRST_COLLECTION).await;
+        collector.run().await;
+    });
     let logs = match LogRotation::new(inputs.runtime, config.logs, inputs.clock, inputs.call_timeout) {
         Ok(rotation) => {
             let trigger = rotation.trigger();
