@@ -70,8 +70,8 @@ impl CgroupError {
 enum Hierarchy {
     /// One tree with all controllers.
     V2 { root: PathBuf },
-    /// A tree per controller.
-    V1 { mounts: Vec<(String, PathBuf)> },
+    /// A tree per controller, and trees without any, in which runtimes make groups all the same.
+    V1 { mounts: Vec<(String, PathBuf)>, all: Vec<PathBuf> },
 }
 
 /// How pod cgroups are named and limited.
@@ -108,7 +108,7 @@ impl PodCgroups {
         let hierarchy = if facts.cgroup_v2 {
             Hierarchy::V2 { root }
         } else {
-            Hierarchy::V1 { mounts: sys::cgroup_v1_mounts()? }
+            Hierarchy::V1 { mounts: sys::cgroup_v1_mounts()?, all: sys::cgroup_mount_points()? }
         };
         let cgroups = Self {
             config,
@@ -123,7 +123,7 @@ impl PodCgroups {
 
     fn warn_of_missing_controllers(&self) {
         let present: Vec<String> = match &self.hierarchy {
-            Hierarchy::V1 { mounts } => mounts.iter().map(|(name, _)| name.clone()).collect(),
+            Hierarchy::V1 { mounts, .. } => mounts.iter().map(|(name, _)| name.clone()).collect(),
             Hierarchy::V2 { root } => {
                 let list = std::fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
                 list.split_whitespace().map(str::to_owned).collect()
@@ -198,12 +198,7 @@ impl PodCgroups {
         let relative = path.trim_start_matches('/');
         match &self.hierarchy {
             Hierarchy::V2 { root } => vec![root.join(relative)],
-            Hierarchy::V1 { mounts } => {
-                let mut dirs: Vec<PathBuf> = mounts.iter().map(|(_, point)| point.join(relative)).collect();
-                dirs.sort();
-                dirs.dedup();
-                dirs
-            }
+            Hierarchy::V1 { all, .. } => all.iter().map(|point| point.join(relative)).collect(),
         }
     }
 
@@ -218,7 +213,7 @@ impl PodCgroups {
         let relative = Path::new(path.trim_start_matches('/'));
         match &self.hierarchy {
             Hierarchy::V2 { root } => write::make_v2(root, relative),
-            Hierarchy::V1 { mounts } => write::make_v1(mounts, relative),
+            Hierarchy::V1 { mounts, .. } => write::make_v1(mounts, relative),
         }
     }
 
@@ -232,7 +227,7 @@ impl PodCgroups {
         for setting in settings {
             match &self.hierarchy {
                 Hierarchy::V2 { root } => setting.write_v2(&root.join(relative))?,
-                Hierarchy::V1 { mounts } => setting.write_v1(mounts, relative)?,
+                Hierarchy::V1 { mounts, .. } => setting.write_v1(mounts, relative)?,
             }
         }
         Ok(())

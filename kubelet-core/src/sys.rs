@@ -143,6 +143,21 @@ pub(crate) fn cgroup_v1_mounts() -> io::Result<Vec<(String, PathBuf)>> {
     Ok(mounts)
 }
 
+/// Mount points of every hierarchy, v1 with or without controllers and v2.
+pub(crate) fn cgroup_mount_points() -> io::Result<Vec<PathBuf>> {
+    let table = std::fs::read("/proc/self/mountinfo")?;
+    let point = |line: &[u8]| {
+        let line = OsStr::from_bytes(line).to_str()?;
+        let (left, right) = line.split_once(" - ")?;
+        let is_cgroup = right.starts_with("cgroup ") || right.starts_with("cgroup2 ");
+        is_cgroup.then(|| left.split(' ').nth(4)).flatten().map(|field| unescape(field.as_bytes()).into())
+    };
+    let mut points: Vec<PathBuf> = table.split(|byte| *byte == b'\n').filter_map(point).collect();
+    points.sort();
+    points.dedup();
+    Ok(points)
+}
+
 /// The mount point and super options of a line that mounts a v1 hierarchy.
 fn cgroup_v1_line(line: &[u8]) -> Option<(PathBuf, Vec<String>)> {
     let line = OsStr::from_bytes(line).to_str()?;

@@ -129,6 +129,12 @@ fn a_pods_group_has_its_limits_and_goes_with_its_processes() {
         }
         std::fs::write(container.join("cgroup.procs"), leftover.id().to_string()).unwrap();
     }
+    // What a runtime makes where no controller limits pods.
+    if let Hierarchy::V1 { all, .. } = &fixture.cgroups.hierarchy {
+        for point in all {
+            std::fs::create_dir_all(point.join(fixture.root.trim_start_matches('/')).join(group)).unwrap();
+        }
+    }
     // A dead child of the test would stay in its group until it is waited for.
     let waiter = std::thread::spawn(move || leftover.wait().unwrap());
     assert!(fixture.cgroups.remove("u1").is_empty());
@@ -160,7 +166,7 @@ fn without_controllers_there_is_a_name_and_nothing_to_do() {
         enforce_cpu_limits: true,
         cpu_period_us: 100_000,
     };
-    let hierarchy = Hierarchy::V1 { mounts: Vec::new() };
+    let hierarchy = Hierarchy::V1 { mounts: Vec::new(), all: Vec::new() };
     let cgroups = PodCgroups {
         config,
         hierarchy,
