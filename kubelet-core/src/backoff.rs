@@ -32,7 +32,7 @@ impl BackoffPolicy {
     /// For steps of a sync that failed: a runtime that does not answer, a network that is not there yet.
     pub const RETRY: Self = Self {
         initial: Duration::from_secs(1),
-        max: Duration::from_secs(60),
+        max: Duration::from_secs(30),
         reset_after: Duration::from_secs(600),
         jitter_percent: 50,
     };

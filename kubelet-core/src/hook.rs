@@ -10,6 +10,7 @@ use coracle_cri::v1::ExecSyncRequest;
 use crate::api::{Container, LifecycleHandler, Pod};
 use crate::pod::edges::Node;
 use crate::pod::rpc::bounded;
+use crate::pod::start::describe;
 use crate::probe::check;
 use crate::probe::http::{self, HttpTarget};
 
@@ -77,6 +78,27 @@ pub(crate) async fn run(
         return Ok(());
     }
     Err(HookError::Empty)
+}
+
+/// What the status of a container says whose postStart hook failed.
+pub(crate) fn failure_text(
+    pod: &Pod,
+    container: &Container,
+    hook: &LifecycleHandler,
+    error: &HookError,
+) -> String {
+    let (what, detail) = match hook {
+        LifecycleHandler { exec: Some(exec), .. } => ("Exec", format!("[{}]", exec.command.join(" "))),
+        LifecycleHandler { http_get: Some(action), .. } => ("HTTP", action.path.clone()),
+        LifecycleHandler { tcp_socket: Some(action), .. } => ("TCP", action.port.to_string()),
+        LifecycleHandler { sleep: Some(sleep), .. } => ("Sleep", sleep.seconds.to_string()),
+        _ => ("Empty", String::new()),
+    };
+    let pod = describe(pod);
+    format!(
+        "{what} lifecycle hook ({detail}) for Container {:?} in Pod {pod:?} failed - error: {error}",
+        container.name
+    )
 }
 
 async fn run_exec(node: &Node, id: &str, command: &[String]) -> Result<(), HookError> {

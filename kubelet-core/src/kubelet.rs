@@ -118,6 +118,34 @@ pub struct PodView {
 pub type PodViews = Arc<BTreeMap<Arc<str>, PodView>>;
 
 /// Runs the pods of a node.
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use coracle_cri::{ImageService, RuntimeService};
+/// use coracle_kubelet_core::clock::Clock;
+/// use coracle_kubelet_core::kubelet::{Kubelet, KubeletConfig};
+/// use coracle_kubelet_core::resources::PodResourcesConfig;
+/// use coracle_kubelet_core::source::{ManifestDir, ManifestDirConfig};
+///
+/// # async fn example(runtime: Arc<dyn RuntimeService>, images: Arc<dyn ImageService>) -> Result<(), Box<dyn std::error::Error>> {
+/// let folder = ManifestDir::start(ManifestDirConfig {
+///     path: "/etc/coracle/pods".into(),
+///     node_name: "gateway-7".into(),
+///     allow_object_references: true,
+///     clock: Clock::system(),
+/// })
+/// .await?;
+/// let config = KubeletConfig::new(PodResourcesConfig::new("/var/lib/kubelet"));
+/// let kubelet = Kubelet::start(config, runtime, images, folder.pods(), folder.objects()).await?;
+/// let mut statuses = kubelet.statuses();
+/// while statuses.changed().await.is_ok() {
+///     for view in statuses.borrow_and_update().values() {
+///         println!("{} {}", view.pod.full_name(), view.status.phase);
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Kubelet {
     statuses: watch::Receiver<PodViews>,

@@ -6,6 +6,7 @@ mod ending;
 mod faults;
 mod probes;
 mod restarts;
+mod whole;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -208,7 +209,11 @@ impl Bench {
     async fn until(&self, pod: &str, mut holds: impl FnMut(&PodStatus) -> bool) -> Arc<PodStatus> {
         let mut statuses = self.kubelet.statuses();
         let find = |views: &PodViews| {
-            views.values().filter(|view| view.pod.metadata.name == pod).map(|view| view.status.clone()).last()
+            views
+                .values()
+                .filter(|view| view.pod.metadata.name == pod)
+                .map(|view| view.status.clone())
+                .next_back()
         };
         let wait = statuses.wait_for(|views| find(views).is_some_and(|status| holds(&status)));
         let met = tokio::time::timeout(LONG, wait).await.map(|views| find(&views.unwrap()).unwrap());

@@ -203,10 +203,11 @@ impl Execution {
         };
         let _permit = permit.expect("invariant: the semaphore is never closed");
         let runtime_handler = self.pod.spec.runtime_class_name.clone().unwrap_or_default();
-        if !config.log_directory.is_empty() {
-            if let Err(error) = tokio::fs::create_dir_all(&config.log_directory).await {
-                return Err(self.sandbox_failed(&format!("{}: {error}", config.log_directory)));
-            }
+        let logs = &config.log_directory;
+        if !logs.is_empty()
+            && let Err(error) = tokio::fs::create_dir_all(logs).await
+        {
+            return Err(self.sandbox_failed(&format!("{logs}: {error}")));
         }
         let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler };
         let call = self.node.runtime.run_pod_sandbox(request);

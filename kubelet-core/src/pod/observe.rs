@@ -4,6 +4,7 @@
 //! costs one call per sandbox and per running container; it lists by label only when it may have missed
 //! something (at start, after a failed call, when the dispatcher says so).
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -104,12 +105,9 @@ impl Observer {
                 observation.containers.push(instance);
             }
         }
-        observation.sandboxes.sort_by(|a, b| (b.created_nanos, &b.id).cmp(&(a.created_nanos, &a.id)));
-        observation.sandboxes.sort_by_key(|s| std::cmp::Reverse(s.attempt));
-        // Wall time may have jumped between two runs; the restart count has not.
-        observation
-            .containers
-            .sort_by(|a, b| (b.restart_count, b.created_nanos).cmp(&(a.restart_count, a.created_nanos)));
+        // Wall time may have jumped between two runs; attempts and restart counts have not.
+        observation.sandboxes.sort_by_key(|s| Reverse((s.attempt, s.created_nanos, s.id.clone())));
+        observation.containers.sort_by_key(|c| Reverse((c.restart_count, c.created_nanos)));
         Ok(observation)
     }
 

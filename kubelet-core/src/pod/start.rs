@@ -151,11 +151,7 @@ impl Starting<'_> {
         if let Err(status) = kill_container(self.node, self.pod, &order, None, None, &mut limit).await {
             tracing::warn!(pod = %self.pod.full_name(), container = %container.name, error = %status, "could not kill container");
         }
-        let message = format!(
-            "lifecycle hook for Container {:?} in Pod {:?} failed - error: {error}",
-            container.name,
-            describe(self.pod)
-        );
+        let message = hook::failure_text(self.pod, container, post_start, &error);
         Err(StartFailure { reason: "PostStartHookError".to_owned(), message })
     }
 

@@ -169,6 +169,9 @@ impl Worker {
         let plan = self.plan();
         if plan.is_idle() {
             self.last_plan = None;
+            if self.held.is_empty() {
+                self.retries.reset(&String::new());
+            }
             return Next::Wait(self.next_deadline(&plan));
         }
         if self.last_plan.as_ref() == Some(&plan) {

@@ -28,11 +28,17 @@ pub(crate) struct ProbeReport {
 }
 
 /// What a task must know of its container.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 struct Target {
     pod: Arc<Pod>,
     run: Option<Run>,
     pod_ip: String,
+}
+
+impl PartialEq for Target {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.pod, &other.pod) && self.run == other.run && self.pod_ip == other.pod_ip
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]

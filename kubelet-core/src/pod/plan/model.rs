@@ -76,11 +76,10 @@ impl Model {
 
     fn end(&mut self, id: &str, code: i32) {
         let finished = self.now().boot;
-        if let Some(instance) = self.observed.containers.iter_mut().find(|c| *c.id == *id) {
-            if instance.phase != ContainerPhase::Exited {
-                *instance =
-                    Instance { phase: ContainerPhase::Exited, exit_code: code, finished, ..instance.clone() };
-            }
+        let mut alive = self.observed.containers.iter_mut().filter(|c| c.phase != ContainerPhase::Exited);
+        if let Some(instance) = alive.find(|c| *c.id == *id) {
+            let phase = ContainerPhase::Exited;
+            *instance = Instance { phase, exit_code: code, finished, ..instance.clone() };
         }
     }
 

@@ -158,9 +158,8 @@ impl Worker {
             let removed = bounded("RemoveContainer", limit, node.runtime.remove_container(request)).await;
             result = result.and(gone_is_fine(removed));
         }
-        if result.is_err() {
-            return result;
-        }
+        result?;
+        let mut result = Ok(());
         for sandbox in &self.observed.sandboxes {
             let request = RemovePodSandboxRequest { pod_sandbox_id: sandbox.id.to_string() };
             let removed = bounded("RemovePodSandbox", limit, node.runtime.remove_pod_sandbox(request)).await;
