@@ -1,11 +1,14 @@
 //! From the command line to what each crate is started with. Resolved once; nothing reads flags later.
 
 use std::net::IpAddr;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use coracle_kubelet_core::api::Quantity;
-use coracle_kubelet_core::kubelet::KubeletConfig;
+use coracle_kubelet_core::gc::GcPolicy;
+use coracle_kubelet_core::kubelet::{HousekeepingConfig, KubeletConfig};
+use coracle_kubelet_core::log_rotation::LogPolicy;
 use coracle_kubelet_core::pod_cgroup;
 use coracle_kubelet_core::resources::PodResourcesConfig;
 use coracle_runtime::image::Registries;
@@ -37,7 +40,7 @@ impl Settings {
                 "--image-gc-low-threshold must not be above --image-gc-high-threshold, and both at most 100"
             );
         }
-        let kubelet = kubelet(&args, node_ip)?;
+        let kubelet = kubelet(&args, &node_name, node_ip)?;
         let runtime = runtime(&args)?;
         Ok(Self {
             images_dir: args.images_dir.unwrap_or_else(|| args.data_dir.join("agent/images")),
@@ -83,7 +86,7 @@ fn registries(path: &Path) -> Result<Registries> {
     }
 }
 
-fn kubelet(args: &RunArgs, node_ip: IpAddr) -> Result<KubeletConfig> {
+fn kubelet(args: &RunArgs, node_name: &str, node_ip: IpAddr) -> Result<KubeletConfig> {
     let mut resources = PodResourcesConfig::new(std::path::absolute(&args.root_dir).context("--root-dir")?);
     resources.log_root = std::path::absolute(&args.pod_logs_dir).context("--pod-logs-dir")?;
     resources.node_ips = vec![node_ip];
@@ -99,6 +102,29 @@ fn kubelet(args: &RunArgs, node_ip: IpAddr) -> Result<KubeletConfig> {
     resources.seccomp_default = args.seccomp_default;
     let mut config = KubeletConfig::new(resources);
     config.log_links = Some(std::path::absolute(&args.container_logs_dir).context("--container-logs-dir")?);
-    let _size: Quantity = args.container_log_max_size.parse().context("--container-log-max-size")?;
+    let parallel = NonZeroUsize::new(args.max_parallel_image_pulls);
+    config.image_pull.max_parallel = parallel.context("--max-parallel-image-pulls must be at least 1")?;
+    config.housekeeping = housekeeping(args, node_name)?;
     Ok(config)
+}
+
+/// What is kept of images and logs.
+fn housekeeping(args: &RunArgs, node_name: &str) -> Result<HousekeepingConfig> {
+    let size: Quantity = args.container_log_max_size.parse().context("--container-log-max-size")?;
+    if args.container_log_max_files < 2 {
+        bail!("--container-log-max-files must be at least 2");
+    }
+    Ok(HousekeepingConfig {
+        node_name: node_name.to_owned(),
+        gc: GcPolicy {
+            image_high_percent: args.image_gc_high_threshold,
+            image_low_percent: args.image_gc_low_threshold,
+            ..GcPolicy::default()
+        },
+        // A negative size turns rotation off, as for a kubelet.
+        logs: LogPolicy {
+            max_size: u64::try_from(size.value()).ok(),
+            max_files: args.container_log_max_files as usize,
+        },
+    })
 }
