@@ -66,7 +66,7 @@ pub enum CgroupError {
 /// The cgroup trees of this host.
 #[derive(Clone, Debug)]
 pub(crate) enum Hierarchy {
-    /// Mount points by controller, `name=systemd` among them.
+    /// Mount points by controller, `name=systemd` and [`UNIFIED`] among them.
     V1(BTreeMap<String, PathBuf>),
     /// The one mount point.
     V2(PathBuf),
@@ -126,7 +126,7 @@ impl Cgroups {
         let mut made = false;
         match &self.hierarchy {
             Hierarchy::V1(trees) => {
-                for (controller, tree) in trees {
+                for (controller, tree) in trees.iter().filter(|(controller, _)| *controller != UNIFIED) {
                     made |= make_below(tree, path, |dir| match controller.as_str() {
                         "cpuset" => inherit_cpuset(dir),
                         _ => Ok(()),
@@ -143,8 +143,10 @@ impl Cgroups {
     /// Kills every process in `path` and below, also one that forks faster than it can be listed, and waits
     /// until they are gone. Nothing there is success.
     pub(crate) async fn kill(&self, path: &str) -> Result<(), CgroupError> {
-        let dirs: Vec<PathBuf> = self.trees().map(|tree| below(tree, path)).filter(|dir| dir.exists()).collect();
-        let Some(dir) = self.killing_tree(path).filter(|dir| dir.exists()).or_else(|| dirs.first().cloned()) else {
+        let dirs: Vec<PathBuf> =
+            self.trees().map(|tree| below(tree, path)).filter(|dir| dir.exists()).collect();
+        let Some(dir) = self.killing_tree(path).filter(|dir| dir.exists()).or_else(|| dirs.first().cloned())
+        else {
             return Ok(());
         };
         if fs::write(dir.join("cgroup.kill"), "1").is_err() {
@@ -178,7 +180,9 @@ impl Cgroups {
             let mut pause = Duration::from_millis(1);
             let result = loop {
                 match remove_tree(&dir) {
-                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) && pause < Duration::from_secs(1) => {
+                    Err(error)
+                        if error.raw_os_error() == Some(libc::EBUSY) && pause < Duration::from_secs(1) =>
+                    {
                         tokio::time::sleep(pause).await;
                         pause *= 2;
                     }
@@ -190,6 +194,17 @@ impl Cgroups {
             }
         }
         first_error.map_or(Ok(()), Err)
+    }
+
+    /// Removes what runc makes of `path` in the unified tree of a hybrid host, where nobody else looks.
+    pub(crate) fn forget_unified(&self, path: &str) {
+        if let Hierarchy::V1(trees) = &self.hierarchy
+            && let Some(tree) = trees.get(UNIFIED)
+            && path.len() > 1
+        {
+            // One that is still in use, or was never made, is left alone.
+            let _ = fs::remove_dir(below(tree, path));
+        }
     }
 
     /// Every process in `path` and below. A cgroup that is not there has none.
@@ -271,16 +286,31 @@ fn hierarchy(mountinfo: &str) -> Option<Hierarchy> {
     }
     // A lone name=systemd tree beside cgroup2 is systemd's hybrid mode without version 1 controllers.
     if v1.keys().any(|controller| CONTROLLERS.contains(&controller.as_str())) {
+        v1.extend(v2.map(|tree| (UNIFIED.to_owned(), tree)));
         Some(Hierarchy::V1(v1))
     } else {
         v2.map(Hierarchy::V2)
     }
 }
 
+/// The cgroup2 tree of a hybrid host. It limits nothing and we make nothing in it, but runc does.
+const UNIFIED: &str = "unified";
+
 /// The controllers of version 1.
 const CONTROLLERS: [&str; 13] = [
-    "cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "hugetlb", "net_cls", "net_prio",
-    "perf_event", "rdma",
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "memory",
+    "devices",
+    "freezer",
+    "blkio",
+    "pids",
+    "hugetlb",
+    "net_cls",
+    "net_prio",
+    "perf_event",
+    "rdma",
 ];
 
 fn absolute(path: &str) -> String {
@@ -388,13 +418,12 @@ fn processes(dir: &Path) -> io::Result<Vec<u32>> {
     let mut pending = vec![dir.to_path_buf()];
     while let Some(dir) = pending.pop() {
         match fs::read_to_string(dir.join("cgroup.procs")) {
-            Ok(list) => pids.extend(list.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0)),
+            Ok(list) => {
+                pids.extend(list.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0))
+            }
             // Removed meanwhile, or a threaded cgroup whose processes its parent lists.
             Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::ENOENT | libc::ENODEV | libc::EOPNOTSUPP)
-                ) => {}
+                if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::EOPNOTSUPP)) => {}
             Err(error) => return Err(error),
         }
         let Ok(entries) = fs::read_dir(&dir) else { continue };
@@ -436,6 +465,7 @@ mod tests {
                       31 20 0:26 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
         let Some(Hierarchy::V1(trees)) = hierarchy(hybrid) else { panic!("not version 1") };
         assert_eq!(trees["cpuacct"], Path::new("/sys/fs/cgroup/cpu"));
+        assert_eq!(trees[UNIFIED], Path::new("/sys/fs/cgroup/unified"));
         let lone = "30 20 0:25 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n\
                     31 20 0:26 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
         assert!(matches!(hierarchy(lone), Some(Hierarchy::V2(_))));
@@ -451,7 +481,10 @@ mod tests {
         let systemd = cgroups(CgroupDriver::Systemd);
         let parent = "/kubepods.slice/kubepods-pod1.slice";
         assert_eq!(systemd.spec_path(parent, "c"), "kubepods-pod1.slice:coracle:c");
-        assert_eq!(systemd.container_path(parent, "c"), "/kubepods.slice/kubepods-pod1.slice/coracle-c.scope");
+        assert_eq!(
+            systemd.container_path(parent, "c"),
+            "/kubepods.slice/kubepods-pod1.slice/coracle-c.scope"
+        );
     }
 
     #[tokio::test]

@@ -150,14 +150,16 @@ impl Cni {
             )));
         };
         let cidr = self.pod_cidr.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let network = BridgeNetwork { subnet: cidr.unwrap_or_else(|| default.subnet.clone()), ..default.clone() };
+        let network =
+            BridgeNetwork { subnet: cidr.unwrap_or_else(|| default.subnet.clone()), ..default.clone() };
         Ok(conflist::bridge(&network, &self.state.join("networks")))
     }
 
     fn find(&self, plugin: &str) -> Result<PathBuf, CniError> {
         let found = self.config.bin_dirs.iter().map(|dir| dir.join(plugin)).find(|path| path.is_file());
         found.ok_or_else(|| {
-            let dirs: Vec<String> = self.config.bin_dirs.iter().map(|dir| dir.display().to_string()).collect();
+            let dirs: Vec<String> =
+                self.config.bin_dirs.iter().map(|dir| dir.display().to_string()).collect();
             CniError::NotReady(format!(
                 "network plugin {plugin:?} is in none of {}; install it (Debian and Ubuntu: apt-get install \
                  containernetworking-plugins)",

@@ -130,8 +130,8 @@ fn create_here(plan: &Plan, dir: &Path) -> Result<(), NamespaceError> {
     fs::create_dir_all(dir).map_err(|source| NamespaceError::Pin { path: dir.into(), source })?;
     for kind in kinds {
         let path = dir.join(kind);
-        let pinned = File::create(&path)
-            .and_then(|_| Ok(mount_bind(format!("/proc/thread-self/ns/{kind}"), &path)?));
+        let pinned =
+            File::create(&path).and_then(|_| Ok(mount_bind(format!("/proc/thread-self/ns/{kind}"), &path)?));
         pinned.map_err(|source| NamespaceError::Pin { path, source })?;
     }
     Ok(())

@@ -153,7 +153,12 @@ pub(crate) struct Exit {
 }
 
 impl SandboxRecord {
-    pub(crate) fn new(id: String, config: v1::PodSandboxConfig, runtime_handler: String, created_at: i64) -> Self {
+    pub(crate) fn new(
+        id: String,
+        config: v1::PodSandboxConfig,
+        runtime_handler: String,
+        created_at: i64,
+    ) -> Self {
         SandboxRecord {
             version: VERSION,
             id,
@@ -281,7 +286,6 @@ mod message {
         let bytes = hex::decode(text).map_err(D::Error::custom)?;
         M::decode(bytes.as_slice()).map_err(D::Error::custom)
     }
-
 }
 
 #[cfg(test)]
@@ -305,7 +309,8 @@ mod tests {
         assert_eq!(found.records.len(), 1);
         assert_eq!(found.records[0].config.hostname, "web");
         assert_eq!(found.records[0].phase, record.phase);
-        let mut torn: Vec<_> = found.torn.iter().map(|(name, error)| (name.as_str(), error.is_some())).collect();
+        let mut torn: Vec<_> =
+            found.torn.iter().map(|(name, error)| (name.as_str(), error.is_some())).collect();
         torn.sort();
         assert_eq!(torn, [("b", false), ("c", true)]);
     }

@@ -86,19 +86,24 @@ impl ServiceError {
     }
 
     /// Makes an error of a file system act.
-    pub(crate) fn file(act: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> ServiceError {
+    pub(crate) fn file(
+        act: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> ServiceError {
         let path = path.into();
         move |source| ServiceError::File { act, path, source }
     }
 
     fn code(&self) -> Code {
         match self {
-            ServiceError::NoSandbox { .. } | ServiceError::NoContainer { .. } | ServiceError::NoImage { .. } => {
-                Code::NotFound
-            }
+            ServiceError::NoSandbox { .. }
+            | ServiceError::NoContainer { .. }
+            | ServiceError::NoImage { .. } => Code::NotFound,
             ServiceError::Missing { .. } | ServiceError::Invalid { .. } => Code::InvalidArgument,
             ServiceError::NameTaken { .. } => Code::AlreadyExists,
-            ServiceError::SandboxNotReady { .. } | ServiceError::WrongState { .. } => Code::FailedPrecondition,
+            ServiceError::SandboxNotReady { .. } | ServiceError::WrongState { .. } => {
+                Code::FailedPrecondition
+            }
             ServiceError::ExecTimeout { .. } => Code::DeadlineExceeded,
             ServiceError::Shim(ShimError::Deadline { .. }) | ServiceError::Cni(CniError::Deadline { .. }) => {
                 Code::DeadlineExceeded

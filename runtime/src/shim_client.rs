@@ -117,13 +117,7 @@ impl ShimClient {
         let pending = Arc::new(Mutex::new(Pending { next_stream: 1, ..Default::default() }));
         let (close, closed) = watch::channel(false);
         let reader = tokio::spawn(read_answers(read, pending.clone(), close)).abort_handle();
-        let connection =
-            Connection {
-            pending,
-            writer: Arc::new(write.into()),
-            closed,
-            reader,
-        };
+        let connection = Connection { pending, writer: Arc::new(write.into()), closed, reader };
         Ok(ShimClient { connection: Arc::new(connection) })
     }
 
@@ -135,7 +129,11 @@ impl ShimClient {
     }
 
     /// Calls `M` and waits at most `bound` for the answer.
-    pub(crate) async fn call<M: Method>(&self, request: &M::Request, bound: Duration) -> Result<M::Response, ShimError> {
+    pub(crate) async fn call<M: Method>(
+        &self,
+        request: &M::Request,
+        bound: Duration,
+    ) -> Result<M::Response, ShimError> {
         // The shim gets a little less, so that its own error about a slow maker comes before ours.
         let for_shim = bound.saturating_sub(Duration::from_millis(500)).max(Duration::from_millis(100));
         match tokio::time::timeout(bound, self.send::<M>(request, Some(for_shim))).await {
@@ -145,11 +143,18 @@ impl ShimClient {
     }
 
     /// Calls `M` and waits for the answer as long as the shim lives; for Wait.
-    pub(crate) async fn call_unbounded<M: Method>(&self, request: &M::Request) -> Result<M::Response, ShimError> {
+    pub(crate) async fn call_unbounded<M: Method>(
+        &self,
+        request: &M::Request,
+    ) -> Result<M::Response, ShimError> {
         self.send::<M>(request, None).await
     }
 
-    async fn send<M: Method>(&self, request: &M::Request, bound: Option<Duration>) -> Result<M::Response, ShimError> {
+    async fn send<M: Method>(
+        &self,
+        request: &M::Request,
+        bound: Option<Duration>,
+    ) -> Result<M::Response, ShimError> {
         let (stream, answer) = self.register(M::NAME)?;
         let _forget = Forget { pending: &self.connection.pending, stream };
         let bound = bound.map(|bound| i64::try_from(bound.as_nanos()).unwrap_or(i64::MAX));

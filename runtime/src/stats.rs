@@ -138,7 +138,9 @@ pub(crate) async fn container(engine: &Arc<Engine>, container: &Arc<Container>) 
     let usage = engine.layer_usage.of(&container.id, layer.join("upper")).await;
     stats.writable_layer = Some(v1::FilesystemUsage {
         timestamp: now,
-        fs_id: Some(v1::FilesystemIdentifier { mountpoint: engine.layout.layers().to_string_lossy().into_owned() }),
+        fs_id: Some(v1::FilesystemIdentifier {
+            mountpoint: engine.layout.layers().to_string_lossy().into_owned(),
+        }),
         used_bytes: Some(v1::UInt64Value { value: usage.bytes }),
         inodes_used: Some(v1::UInt64Value { value: usage.inodes }),
     });
@@ -182,9 +184,11 @@ pub(crate) async fn sandbox(engine: &Arc<Engine>, sandbox: &Arc<Sandbox>) -> v1:
 /// Traffic of the pod's own interfaces; a pod on the host's network has none of its own.
 async fn network(engine: &Engine, sandbox: &Sandbox, now: i64) -> Option<v1::NetworkUsage> {
     let pin = crate::sandbox::pin(&engine.layout, sandbox, "net")?;
-    let table = netns::within_network(pin, || fs::read_to_string("/proc/thread-self/net/dev")).await.ok()?.ok()?;
+    let table =
+        netns::within_network(pin, || fs::read_to_string("/proc/thread-self/net/dev")).await.ok()?.ok()?;
     let mut interfaces = interfaces(&table);
-    let default = interfaces.iter().position(|interface| interface.name == "eth0").map(|at| interfaces.remove(at));
+    let default =
+        interfaces.iter().position(|interface| interface.name == "eth0").map(|at| interfaces.remove(at));
     Some(v1::NetworkUsage { timestamp: now, default_interface: default, interfaces })
 }
 
@@ -221,7 +225,10 @@ mod tests {
         let found = interfaces(table);
         assert_eq!(found.len(), 1);
         let eth0 = &found[0];
-        assert_eq!((eth0.name.as_str(), eth0.rx_bytes.unwrap().value, eth0.tx_errors.unwrap().value), ("eth0", 100, 5));
+        assert_eq!(
+            (eth0.name.as_str(), eth0.rx_bytes.unwrap().value, eth0.tx_errors.unwrap().value),
+            ("eth0", 100, 5)
+        );
     }
 
     #[test]

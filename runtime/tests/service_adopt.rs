@@ -1,4 +1,5 @@
 //! A runtime over what another one left: living pods are adopted, everything else is cleaned up and told.
+#![allow(clippy::unwrap_used, reason = "tests say what they expect with unwrap")]
 
 mod service_support;
 
@@ -62,7 +63,10 @@ async fn running_containers_and_ends_without_a_runtime_are_adopted() {
     assert_eq!((ended.exit_code, ended.reason.as_str()), (42, "Error"));
     assert_eq!(node.sandbox_status(&sandbox).await.state(), PodSandboxState::SandboxReady);
     let again = RunPodSandboxRequest { config: Some(pod.clone()), runtime_handler: String::new() };
-    assert_eq!(node.runtime().run_pod_sandbox(again).await.unwrap_err().code(), coracle_cri::Code::AlreadyExists);
+    assert_eq!(
+        node.runtime().run_pod_sandbox(again).await.unwrap_err().code(),
+        coracle_cri::Code::AlreadyExists
+    );
     // What was created before starts now, what ran is stopped by its signal, commands run.
     node.start_container(&created).await;
     node.log_has(&created, "started").await;
@@ -164,7 +168,8 @@ async fn half_made_and_unreadable_things_are_torn_down() {
         change(&mut record);
         fs::write(&path, record.to_string()).unwrap();
     };
-    let creating = |record: &mut serde_json::Value| record["phase"] = serde_json::json!({"state": "creating"});
+    let creating =
+        |record: &mut serde_json::Value| record["phase"] = serde_json::json!({"state": "creating"});
     edit(node.state().join("sandboxes").join(&half).join("record.json"), &creating);
     edit(node.state().join("containers").join(&unfinished).join("record.json"), &creating);
     fs::write(node.state().join("sandboxes").join(&torn).join("record.json"), "{\"version\":1,").unwrap();

@@ -2,6 +2,7 @@
 //!
 //! Each test runs once more inside a network namespace of its own, so that bridge, routes and firewall rules
 //! are nobody else's and vanish with it.
+#![allow(clippy::unwrap_used, reason = "tests say what they expect with unwrap")]
 
 mod service_support;
 
@@ -34,7 +35,8 @@ fn isolated(test: &str) -> bool {
 
 async fn node() -> Node {
     Node::with(|config| {
-        config.cni.default = Some(BridgeNetwork { bridge: "cortest0".into(), subnet: "10.199.7.0/24".into() });
+        config.cni.default =
+            Some(BridgeNetwork { bridge: "cortest0".into(), subnet: "10.199.7.0/24".into() });
     })
     .await
 }
@@ -59,9 +61,9 @@ async fn pods_reach_one_another_and_the_node_by_host_port() {
     }
     let mut node = node().await;
     let mut one = own_network(&node, "one");
-    one.port_mappings =
-        vec![PortMapping { container_port: 8080, host_port: 18080, ..Default::default() }];
-    one.linux.as_mut().unwrap().sysctls = [("net.ipv4.ip_unprivileged_port_start".into(), "99".into())].into();
+    one.port_mappings = vec![PortMapping { container_port: 8080, host_port: 18080, ..Default::default() }];
+    one.linux.as_mut().unwrap().sysctls =
+        [("net.ipv4.ip_unprivileged_port_start".into(), "99".into())].into();
     let two = own_network(&node, "two");
     let (first, second) = (node.run_sandbox(&one).await, node.run_sandbox(&two).await);
     let ip = node.sandbox_status(&first).await.network.unwrap().ip;
@@ -113,7 +115,8 @@ async fn a_failed_network_leaves_nothing_and_status_names_what_is_missing() {
         status.conditions.into_iter().find(|condition| condition.r#type == "NetworkReady").unwrap()
     };
     assert!(network().await.status);
-    let broken = serde_json::json!({"cniVersion": "1.0.0", "name": "x", "plugins": [{"type": "no-such-plugin"}]});
+    let broken =
+        serde_json::json!({"cniVersion": "1.0.0", "name": "x", "plugins": [{"type": "no-such-plugin"}]});
     fs::write(conf_dir.join("10-x.conflist"), broken.to_string()).unwrap();
     let condition = network().await;
     assert!(!condition.status && condition.message.contains("no-such-plugin"), "{}", condition.message);

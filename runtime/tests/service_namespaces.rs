@@ -1,4 +1,5 @@
 //! What containers of a pod share with one another and with the node, their limits and their usage.
+#![allow(clippy::unwrap_used, reason = "tests say what they expect with unwrap")]
 
 mod service_support;
 
@@ -104,7 +105,8 @@ async fn usage_is_told_and_limits_change_while_it_runs() {
     let node = Node::start().await;
     let pod = node.sandbox("measured");
     let sandbox = node.run_sandbox(&pod).await;
-    let script = "dd if=/dev/zero of=/data/file bs=1024 count=512 2>/dev/null; echo written; while :; do :; done";
+    let script =
+        "dd if=/dev/zero of=/data/file bs=1024 count=512 2>/dev/null; echo written; while :; do :; done";
     let mut config = script_container(&pod, "busy", script);
     let resources = LinuxContainerResources { memory_limit_in_bytes: 64 << 20, ..Default::default() };
     config.linux.as_mut().unwrap().resources = Some(resources);

@@ -1,4 +1,5 @@
 //! Pods on the embedded runtime from their start to their end.
+#![allow(clippy::unwrap_used, reason = "tests say what they expect with unwrap")]
 
 mod service_support;
 
@@ -62,7 +63,8 @@ async fn stop_gives_grace_and_then_kills() {
     let node = Node::start().await;
     let pod = node.sandbox("stops");
     let sandbox = node.run_sandbox(&pod).await;
-    let polite = node.run(&sandbox, &pod, "polite", "trap 'exit 7' TERM; echo up; while :; do sleep 0.05; done").await;
+    let polite =
+        node.run(&sandbox, &pod, "polite", "trap 'exit 7' TERM; echo up; while :; do sleep 0.05; done").await;
     let deaf = node.run(&sandbox, &pod, "deaf", "trap '' TERM; echo up; while :; do sleep 0.05; done").await;
     node.log_has(&polite, "up").await;
     node.log_has(&deaf, "up").await;
@@ -84,14 +86,14 @@ async fn commands_run_in_a_container_with_output_exit_code_and_deadline() {
     let sandbox = node.run_sandbox(&pod).await;
     let id = node.run(&sandbox, &pod, "main", "sleep 1000").await;
     let answer = node.exec(&id, &["sh", "-c", "echo a; echo b >&2; exit 9"]).await;
-    assert_eq!((answer.stdout.as_slice(), answer.stderr.as_slice(), answer.exit_code), (&b"a\n"[..], &b"b\n"[..], 9));
+    assert_eq!(
+        (answer.stdout.as_slice(), answer.stderr.as_slice(), answer.exit_code),
+        (&b"a\n"[..], &b"b\n"[..], 9)
+    );
     let large = node.exec(&id, &["sh", "-c", "yes | head -c 3000000"]).await;
     assert_eq!(large.stdout.len(), 3_000_000);
-    let request = ExecSyncRequest {
-        container_id: id.clone(),
-        cmd: vec!["sleep".into(), "777".into()],
-        timeout: 1,
-    };
+    let request =
+        ExecSyncRequest { container_id: id.clone(), cmd: vec!["sleep".into(), "777".into()], timeout: 1 };
     let error = node.runtime().exec_sync(request).await.unwrap_err();
     assert_eq!(error.code(), coracle_cri::Code::DeadlineExceeded, "{error}");
     until("the timed out command to be killed", || async {
@@ -122,7 +124,10 @@ async fn lists_filter_by_id_state_sandbox_and_labels_and_names_are_unique() {
     assert_eq!(list(by_sandbox).await, [created.as_str()]);
     let label_selector = [("container".to_owned(), "b".to_owned())].into();
     assert_eq!(list(ContainerFilter { label_selector, ..Default::default() }).await, [created.as_str()]);
-    assert_eq!(list(ContainerFilter { id: running[..12].into(), ..Default::default() }).await, [running.as_str()]);
+    assert_eq!(
+        list(ContainerFilter { id: running[..12].into(), ..Default::default() }).await,
+        [running.as_str()]
+    );
     assert_eq!(list(ContainerFilter::default()).await.len(), 2);
 
     let again = RunPodSandboxRequest { config: Some(one.clone()), runtime_handler: String::new() };
@@ -130,7 +135,10 @@ async fn lists_filter_by_id_state_sandbox_and_labels_and_names_are_unique() {
     assert_eq!(error.code(), coracle_cri::Code::AlreadyExists);
     assert!(error.message().contains("one_default_uid-one_0"), "{error}");
     let missing = ContainerStatusRequest { container_id: "nope".into(), verbose: false };
-    assert_eq!(node.runtime().container_status(missing).await.unwrap_err().code(), coracle_cri::Code::NotFound);
+    assert_eq!(
+        node.runtime().container_status(missing).await.unwrap_err().code(),
+        coracle_cri::Code::NotFound
+    );
     node.remove_sandbox(&first).await;
     node.remove_sandbox(&second).await;
     assert!(list(ContainerFilter::default()).await.is_empty());

@@ -99,7 +99,9 @@ pub(crate) fn first_in(dir: &Path) -> Result<Option<Conflist>, CniError> {
     let mut paths: Vec<_> = entries
         .flatten()
         .map(|entry| entry.path())
-        .filter(|path| matches!(path.extension().and_then(|e| e.to_str()), Some("conflist" | "conf" | "json")))
+        .filter(|path| {
+            matches!(path.extension().and_then(|e| e.to_str()), Some("conflist" | "conf" | "json"))
+        })
         .collect();
     paths.sort();
     let Some(path) = paths.into_iter().next() else { return Ok(None) };

@@ -38,7 +38,8 @@ impl Engine {
         record.image_id = image.id.clone();
         record.image_ref = image.repo_digests.first().unwrap_or(&image.id).clone();
         record.log_path = log_path(&sandbox.record().config, &record.config);
-        record.stop_signal = crate::spec::signal::stop_signal(record.config.stop_signal(), &image.config.stop_signal);
+        record.stop_signal =
+            crate::spec::signal::stop_signal(record.config.stop_signal(), &image.config.stop_signal);
         let container = Arc::new(Container::new(record));
         // The turn first, so that a removal of the pod that sees this container waits until it is made.
         let act = container.operation.lock().await;

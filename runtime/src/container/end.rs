@@ -37,7 +37,12 @@ impl Engine {
     }
 
     /// Handles the end that a shim told.
-    pub(crate) async fn container_exited(self: &Arc<Self>, container: &Arc<Container>, code: i32, finished_at: i64) {
+    pub(crate) async fn container_exited(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        code: i32,
+        finished_at: i64,
+    ) {
         let _act = container.operation.lock().await;
         let ContainerPhase::Running { started_at, .. } = container.record().phase else { return };
         let oom = self.read_exit_record(&container.id).is_some_and(|record| record.oom);
@@ -100,14 +105,21 @@ impl Engine {
         if let Err(error) = overlay::unmount_all(&self.layout.rootfs(&container.id)) {
             tracing::warn!(container = %container.id, %error, "the root of an ended container stays mounted");
         }
-        if let Err(error) = container.change(&self.layout, |record| record.phase = ContainerPhase::Exited(exit)) {
+        if let Err(error) =
+            container.change(&self.layout, |record| record.phase = ContainerPhase::Exited(exit))
+        {
             tracing::warn!(container = %container.id, error = %chain(&error), "the end of a container is not written");
         }
         self.tell(ContainerEventType::ContainerStoppedEvent, container);
     }
 
     /// Kills whatever a task still runs and makes shim and maker forget it. Idempotent.
-    pub(crate) async fn end_task(&self, sandbox: &Sandbox, id: &str, cgroup: &str) -> Result<(), ServiceError> {
+    pub(crate) async fn end_task(
+        &self,
+        sandbox: &Sandbox,
+        id: &str,
+        cgroup: &str,
+    ) -> Result<(), ServiceError> {
         // Processes that outlive the first one share the namespace of somebody else; they end with it here.
         self.cgroups.kill(cgroup).await?;
         if let Ok(shim) = sandbox.shim() {

@@ -68,7 +68,9 @@ impl Engine {
         let mut guard = KillOnDrop { engine: self.clone(), exec: Some(exec.clone()) };
         let bound = u64::try_from(timeout).ok().filter(|seconds| *seconds > 0);
         let outcome = match bound {
-            Some(seconds) => tokio::time::timeout(Duration::from_secs(seconds), exec.finish(stdout, stderr)).await,
+            Some(seconds) => {
+                tokio::time::timeout(Duration::from_secs(seconds), exec.finish(stdout, stderr)).await
+            }
             None => Ok(exec.finish(stdout, stderr).await),
         };
         match outcome {
@@ -77,7 +79,9 @@ impl Engine {
                 exec.forget().await;
                 outcome
             }
-            Err(_) => Err(ServiceError::ExecTimeout { command: command.join(" "), seconds: bound.unwrap_or(0) }),
+            Err(_) => {
+                Err(ServiceError::ExecTimeout { command: command.join(" "), seconds: bound.unwrap_or(0) })
+            }
         }
     }
 
@@ -113,7 +117,11 @@ impl Exec {
         Ok(())
     }
 
-    async fn finish(&self, stdout: pipe::Receiver, stderr: pipe::Receiver) -> Result<v1::ExecSyncResponse, ServiceError> {
+    async fn finish(
+        &self,
+        stdout: pipe::Receiver,
+        stderr: pipe::Receiver,
+    ) -> Result<v1::ExecSyncResponse, ServiceError> {
         let request = task::WaitRequest { id: self.container.clone(), exec_id: self.id.clone() };
         let wait = self.shim.call_unbounded::<method::Wait>(&request);
         let (mut out, mut err) = (Vec::new(), Vec::new());
@@ -132,12 +140,8 @@ impl Exec {
     }
 
     async fn kill(&self) {
-        let request = task::KillRequest {
-            id: self.container.clone(),
-            exec_id: self.id.clone(),
-            signal: 9,
-            all: false,
-        };
+        let request =
+            task::KillRequest { id: self.container.clone(), exec_id: self.id.clone(), signal: 9, all: false };
         // One that ended meanwhile is what we want.
         let _ = self.shim.call::<method::Kill>(&request, START_BOUND).await;
     }

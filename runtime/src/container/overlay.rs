@@ -184,8 +184,7 @@ mod tests {
         for name in ["upper", "work", "rootfs"] {
             fs::create_dir(path(name)).unwrap();
         }
-        let overlay =
-            Overlay { lower, upper: path("upper"), work: path("work"), target: path("rootfs") };
+        let overlay = Overlay { lower, upper: path("upper"), work: path("work"), target: path("rootfs") };
         overlay.mount(path("links")).await.unwrap();
         assert!(is_mount_point(&path("rootfs")).unwrap());
         assert_eq!(fs::read_to_string(path("rootfs/same")).unwrap(), "0");

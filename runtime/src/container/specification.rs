@@ -42,7 +42,8 @@ impl Engine {
         let image_volumes = volumes::make(&rootfs, &self.layout.layer(&container.id), paths).await?;
         let mounts = mounts::merge(&config, &self.sandbox_files(sandbox, &pod), &image_volumes);
         let observed = observe::observe(&config, &mounts).map_err(refused)?;
-        let context = config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default();
+        let context =
+            config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default();
         let files = UserFiles::read(&rootfs).map_err(refused)?;
         let user = user::resolve(&context, &image.config.user, &files).map_err(refused)?;
         let namespaces = self.container_namespaces(sandbox, &context)?;
@@ -110,7 +111,13 @@ impl Engine {
             },
             v1::NamespaceMode::Target => self.target_pid_namespace(&options.target_id)?,
         };
-        Ok(Namespaces { net: pinned("net"), ipc: pinned("ipc"), uts: pinned("uts"), pid, user: NamespaceRef::Host })
+        Ok(Namespaces {
+            net: pinned("net"),
+            ipc: pinned("ipc"),
+            uts: pinned("uts"),
+            pid,
+            user: NamespaceRef::Host,
+        })
     }
 
     fn target_pid_namespace(&self, id: &str) -> Result<NamespaceRef, ServiceError> {

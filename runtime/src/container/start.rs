@@ -22,7 +22,10 @@ const START_ERROR_CODE: i32 = 128;
 
 impl Engine {
     /// Starts a container. A failure leaves it exited with reason `StartError`.
-    pub(crate) async fn start_container(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), ServiceError> {
+    pub(crate) async fn start_container(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+    ) -> Result<(), ServiceError> {
         let _act = container.operation.lock().await;
         let phase = container.record().phase.clone();
         if phase != ContainerPhase::Created {

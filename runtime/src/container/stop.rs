@@ -79,7 +79,10 @@ impl Engine {
     }
 
     /// Removes a container, killing it first when it runs; its writable layer goes, its log stays.
-    pub(crate) async fn remove_container(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), ServiceError> {
+    pub(crate) async fn remove_container(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+    ) -> Result<(), ServiceError> {
         self.stop_container(container, Duration::ZERO).await?;
         let _act = container.operation.lock().await;
         if !self.index().containers.contains_key(&container.id) {
@@ -137,7 +140,9 @@ pub(crate) async fn remove_tree(path: std::path::PathBuf) -> Result<(), ServiceE
     let removed = path.clone();
     let result = tokio::task::spawn_blocking(move || fs::remove_dir_all(&removed)).await;
     match result.unwrap_or_else(|error| Err(io::Error::other(error))) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ServiceError::file("remove", path)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(ServiceError::file("remove", path)(error))
+        }
         _ => Ok(()),
     }
 }

@@ -27,10 +27,17 @@ impl Engine {
             ContainerPhase::Created => false,
             _ => {
                 let state = phase_name(&phase);
-                return Err(ServiceError::WrongState { id: container.id.clone(), state, wanted: "created or running" });
+                return Err(ServiceError::WrongState {
+                    id: container.id.clone(),
+                    state,
+                    wanted: "created or running",
+                });
             }
         };
-        let merged = merge(container.record().config.linux.as_ref().and_then(|linux| linux.resources.clone()), resources);
+        let merged = merge(
+            container.record().config.linux.as_ref().and_then(|linux| linux.resources.clone()),
+            resources,
+        );
         let json = self.update_spec(container, &merged)?;
         if running {
             let shim = self.sandbox(&container.sandbox_id)?.shim()?;
@@ -99,7 +106,8 @@ mod tests {
 
     #[test]
     fn an_update_keeps_what_it_does_not_name() {
-        let old = v1::LinuxContainerResources { cpu_shares: 512, memory_limit_in_bytes: 100, ..Default::default() };
+        let old =
+            v1::LinuxContainerResources { cpu_shares: 512, memory_limit_in_bytes: 100, ..Default::default() };
         let new = v1::LinuxContainerResources { memory_limit_in_bytes: 200, ..Default::default() };
         let merged = merge(Some(old), new);
         assert_eq!((merged.cpu_shares, merged.memory_limit_in_bytes), (512, 200));

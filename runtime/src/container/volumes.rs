@@ -24,7 +24,11 @@ pub(super) async fn make(
     made.unwrap_or(Err(ServiceError::Panicked))
 }
 
-fn make_all(rootfs: &Path, parent: &Path, paths: Vec<String>) -> Result<Vec<(String, PathBuf)>, ServiceError> {
+fn make_all(
+    rootfs: &Path,
+    parent: &Path,
+    paths: Vec<String>,
+) -> Result<Vec<(String, PathBuf)>, ServiceError> {
     fs::create_dir(parent).map_err(ServiceError::file("create", parent))?;
     let mut made = Vec::with_capacity(paths.len());
     for (number, path) in paths.into_iter().enumerate() {

@@ -33,7 +33,8 @@ impl Engine {
             });
         }
         if namespaces(&config).userns_options.is_some_and(|user| user.mode() != v1::NamespaceMode::Node) {
-            let what = "user namespaces are not supported by this runtime; leave hostUsers out or set it to true";
+            let what =
+                "user namespaces are not supported by this runtime; leave hostUsers out or set it to true";
             return Err(ServiceError::Invalid { what: what.into() });
         }
         let id = new_id()?;

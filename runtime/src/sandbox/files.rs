@@ -55,10 +55,14 @@ fn resolv_conf(dns: &v1::DnsConfig) -> String {
 /// Mounts the sandbox's shared memory.
 pub(super) fn mount_shm(path: &Path, size: u64) -> Result<(), ServiceError> {
     fs::create_dir(path).map_err(ServiceError::file("create", path))?;
-    let options = std::ffi::CString::new(format!("mode=1777,size={size}")).expect("a number holds no zero byte");
+    let options =
+        std::ffi::CString::new(format!("mode=1777,size={size}")).expect("a number holds no zero byte");
     let flags = MountFlags::NOEXEC | MountFlags::NOSUID | MountFlags::NODEV;
-    mount("shm", path, "tmpfs", flags, options.as_c_str())
-        .map_err(|error| ServiceError::File { act: "mount", path: path.into(), source: error.into() })
+    mount("shm", path, "tmpfs", flags, options.as_c_str()).map_err(|error| ServiceError::File {
+        act: "mount",
+        path: path.into(),
+        source: error.into(),
+    })
 }
 
 /// Unmounts the shared memory. Idempotent.

@@ -85,6 +85,7 @@ impl Engine {
                 errors.push(error.into());
             }
         }
+        self.cgroups.forget_unified(&self.cgroups.parent_path(&parent));
         if errors.is_empty() {
             let dir = self.layout.sandbox(&sandbox.id);
             match fs::remove_dir_all(&dir) {

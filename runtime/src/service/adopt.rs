@@ -40,7 +40,8 @@ impl Engine {
             self.adopt_container_record(record);
         }
         let known: Vec<Arc<Sandbox>> = self.index().sandboxes.values().cloned().collect();
-        futures_util::future::join_all(known.iter().map(|sandbox| self.adopt_sandbox(sandbox, same_boot))).await;
+        futures_util::future::join_all(known.iter().map(|sandbox| self.adopt_sandbox(sandbox, same_boot)))
+            .await;
         let torn = sandboxes.torn.into_iter().map(|(name, _)| name).collect();
         let torn_containers = containers.torn.into_iter().map(|(name, _)| name).collect();
         self.sweep(torn, torn_containers).await;
@@ -158,12 +159,20 @@ impl Engine {
             (ContainerPhase::Running { .. } | ContainerPhase::Starting, Some(shim)) => {
                 self.adopt_task(sandbox, container, shim).await;
             }
-            _ => self.lose_container(container, "the shim of this container died while no runtime watched").await,
+            _ => {
+                self.lose_container(container, "the shim of this container died while no runtime watched")
+                    .await
+            }
         }
     }
 
     /// Asks the shim how a container fares that ran, or was being started, when the last runtime ended.
-    async fn adopt_task(self: &Arc<Self>, sandbox: &Arc<Sandbox>, container: &Arc<Container>, shim: &ShimClient) {
+    async fn adopt_task(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        container: &Arc<Container>,
+        shim: &ShimClient,
+    ) {
         let phase = container.record().phase.clone();
         let request = task::StateRequest { id: container.id.clone(), exec_id: String::new() };
         let state = shim.call::<method::State>(&request, ANSWER_BOUND).await;
@@ -205,9 +214,9 @@ impl Engine {
         let Ok(info) = shim.call::<method::Info>(&Default::default(), ANSWER_BOUND).await else { return };
         for task in info.containers {
             let expected = task.id == sandbox.id
-                || self
-                    .container(&task.id)
-                    .is_ok_and(|container| matches!(container.record().phase, ContainerPhase::Running { .. }));
+                || self.container(&task.id).is_ok_and(|container| {
+                    matches!(container.record().phase, ContainerPhase::Running { .. })
+                });
             if !expected {
                 let cgroup = self.cgroups.container_path(&sandbox.cgroup_parent(), &task.id);
                 if let Err(error) = self.end_task(sandbox, &task.id, &cgroup).await {

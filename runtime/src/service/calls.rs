@@ -19,10 +19,7 @@ fn missing(field: &'static str) -> Status {
     ServiceError::Missing { field }.into()
 }
 
-fn pieces<T: Send + 'static, R: 'static>(items: Vec<T>, wrap: fn(Vec<T>) -> R) -> Stream<R>
-where
-    R: Send,
-{
+fn pieces<T: Send + 'static, R: Send + 'static>(items: Vec<T>, wrap: fn(Vec<T>) -> R) -> Stream<R> {
     use futures_util::StreamExt as _;
     let mut pieces = Vec::new();
     let mut items = items.into_iter().peekable();
@@ -50,7 +47,10 @@ impl RuntimeService for Runtime {
         Ok(RunPodSandboxResponse { pod_sandbox_id: self.engine.whole(act).await? })
     }
 
-    async fn stop_pod_sandbox(&self, request: StopPodSandboxRequest) -> Result<StopPodSandboxResponse, Status> {
+    async fn stop_pod_sandbox(
+        &self,
+        request: StopPodSandboxRequest,
+    ) -> Result<StopPodSandboxResponse, Status> {
         if let Ok(sandbox) = self.engine.sandbox(&request.pod_sandbox_id) {
             let engine = self.engine.clone();
             self.engine.whole(async move { engine.stop_sandbox(&sandbox).await }).await?;
@@ -86,7 +86,10 @@ impl RuntimeService for Runtime {
         })
     }
 
-    async fn list_pod_sandbox(&self, request: ListPodSandboxRequest) -> Result<ListPodSandboxResponse, Status> {
+    async fn list_pod_sandbox(
+        &self,
+        request: ListPodSandboxRequest,
+    ) -> Result<ListPodSandboxResponse, Status> {
         Ok(ListPodSandboxResponse { items: self.sandbox_items(request.filter) })
     }
 
@@ -98,14 +101,20 @@ impl RuntimeService for Runtime {
         Ok(pieces(items, |pod_sandboxes| StreamPodSandboxesResponse { pod_sandboxes }))
     }
 
-    async fn create_container(&self, request: CreateContainerRequest) -> Result<CreateContainerResponse, Status> {
+    async fn create_container(
+        &self,
+        request: CreateContainerRequest,
+    ) -> Result<CreateContainerResponse, Status> {
         let config = request.config.ok_or_else(|| missing("the configuration of the container"))?;
         let engine = self.engine.clone();
         let act = async move { engine.create_container(&request.pod_sandbox_id, config).await };
         Ok(CreateContainerResponse { container_id: self.engine.whole(act).await? })
     }
 
-    async fn start_container(&self, request: StartContainerRequest) -> Result<StartContainerResponse, Status> {
+    async fn start_container(
+        &self,
+        request: StartContainerRequest,
+    ) -> Result<StartContainerResponse, Status> {
         let container = self.engine.container(&request.container_id)?;
         let engine = self.engine.clone();
         self.engine.whole(async move { engine.start_container(&container).await }).await?;
@@ -121,7 +130,10 @@ impl RuntimeService for Runtime {
         Ok(StopContainerResponse {})
     }
 
-    async fn remove_container(&self, request: RemoveContainerRequest) -> Result<RemoveContainerResponse, Status> {
+    async fn remove_container(
+        &self,
+        request: RemoveContainerRequest,
+    ) -> Result<RemoveContainerResponse, Status> {
         if let Ok(container) = self.engine.container(&request.container_id) {
             let engine = self.engine.clone();
             self.engine.whole(async move { engine.remove_container(&container).await }).await?;
@@ -129,7 +141,10 @@ impl RuntimeService for Runtime {
         Ok(RemoveContainerResponse {})
     }
 
-    async fn list_containers(&self, request: ListContainersRequest) -> Result<ListContainersResponse, Status> {
+    async fn list_containers(
+        &self,
+        request: ListContainersRequest,
+    ) -> Result<ListContainersResponse, Status> {
         Ok(ListContainersResponse { containers: self.container_items(request.filter) })
     }
 
@@ -141,7 +156,10 @@ impl RuntimeService for Runtime {
         Ok(pieces(items, |containers| StreamContainersResponse { containers }))
     }
 
-    async fn container_status(&self, request: ContainerStatusRequest) -> Result<ContainerStatusResponse, Status> {
+    async fn container_status(
+        &self,
+        request: ContainerStatusRequest,
+    ) -> Result<ContainerStatusResponse, Status> {
         let container = self.engine.container(&request.container_id)?;
         if !container.is_visible() {
             return Err(ServiceError::NoContainer { id: request.container_id }.into());
@@ -176,7 +194,9 @@ impl RuntimeService for Runtime {
     }
 
     async fn exec(&self, _request: ExecRequest) -> Result<ExecResponse, Status> {
-        Err(Status::unimplemented("interactive exec is not built yet; ExecSync runs a command and returns its output"))
+        Err(Status::unimplemented(
+            "interactive exec is not built yet; ExecSync runs a command and returns its output",
+        ))
     }
 
     async fn attach(&self, _request: AttachRequest) -> Result<AttachResponse, Status> {
@@ -187,7 +207,10 @@ impl RuntimeService for Runtime {
         Err(Status::unimplemented("port forwarding is not built yet; use a hostPort"))
     }
 
-    async fn container_stats(&self, request: ContainerStatsRequest) -> Result<ContainerStatsResponse, Status> {
+    async fn container_stats(
+        &self,
+        request: ContainerStatsRequest,
+    ) -> Result<ContainerStatsResponse, Status> {
         let container = self.engine.container(&request.container_id)?;
         Ok(ContainerStatsResponse { stats: Some(stats::container(&self.engine, &container).await) })
     }
@@ -207,7 +230,10 @@ impl RuntimeService for Runtime {
         Ok(pieces(items, |container_stats| StreamContainerStatsResponse { container_stats }))
     }
 
-    async fn pod_sandbox_stats(&self, request: PodSandboxStatsRequest) -> Result<PodSandboxStatsResponse, Status> {
+    async fn pod_sandbox_stats(
+        &self,
+        request: PodSandboxStatsRequest,
+    ) -> Result<PodSandboxStatsResponse, Status> {
         let sandbox = self.engine.sandbox(&request.pod_sandbox_id)?;
         Ok(PodSandboxStatsResponse { stats: Some(stats::sandbox(&self.engine, &sandbox).await) })
     }
@@ -245,7 +271,10 @@ impl RuntimeService for Runtime {
         Ok(self.engine.runtime_status(request.verbose))
     }
 
-    async fn get_container_events(&self, _request: GetEventsRequest) -> Result<Stream<ContainerEventResponse>, Status> {
+    async fn get_container_events(
+        &self,
+        _request: GetEventsRequest,
+    ) -> Result<Stream<ContainerEventResponse>, Status> {
         Ok(self.engine.events.subscribe())
     }
 

@@ -119,9 +119,9 @@ pub(crate) fn container_status(record: &ContainerRecord) -> v1::ContainerStatus 
 /// CRI's own numbering of signals: its names in the order of Linux's numbers.
 fn cri_signal(number: i32) -> v1::Signal {
     const STANDARD: [&str; 31] = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM",
-        "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF",
-        "WINCH", "IO", "PWR", "SYS",
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
+        "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
+        "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
     ];
     let name = match number {
         1..=31 => format!("SIG{}", STANDARD[number as usize - 1]),
@@ -199,9 +199,10 @@ impl Engine {
             let (reason, message) = problem.unwrap_or_default();
             v1::RuntimeCondition { r#type: kind.into(), status, reason, message }
         };
-        let network_problem = network.as_ref().err().map(|error| {
-            ("NetworkPluginNotReady".to_owned(), crate::service_error::chain(error))
-        });
+        let network_problem = network
+            .as_ref()
+            .err()
+            .map(|error| ("NetworkPluginNotReady".to_owned(), crate::service_error::chain(error)));
         let features = v1::RuntimeHandlerFeatures {
             recursive_read_only_mounts: crate::sys::has_mount_setattr(),
             user_namespaces: false,

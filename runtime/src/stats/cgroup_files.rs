@@ -49,7 +49,11 @@ pub(super) fn memory(cgroups: &Cgroups, path: &str, timestamp: i64) -> Option<v1
     let stat = text(cgroups, "memory", path, "memory.stat")?;
     let v2 = is_v2(cgroups);
     let (usage, limit, prefix) = if v2 {
-        (number(cgroups, "memory", path, "memory.current")?, number(cgroups, "memory", path, "memory.max"), "")
+        (
+            number(cgroups, "memory", path, "memory.current")?,
+            number(cgroups, "memory", path, "memory.max"),
+            "",
+        )
     } else {
         let usage = number(cgroups, "memory", path, "memory.usage_in_bytes")?;
         (usage, field(&stat, "hierarchical_memory_limit"), "total_")
@@ -110,7 +114,8 @@ fn psi(cgroups: &Cgroups, path: &str, file: &str) -> Option<v1::PsiStats> {
 fn parse_psi(text: &str) -> v1::PsiStats {
     let line = |kind: &str| {
         let rest = text.lines().find_map(|line| line.strip_prefix(kind))?;
-        let part = |name: &str| rest.split_whitespace().find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
+        let part =
+            |name: &str| rest.split_whitespace().find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
         Some(v1::PsiData {
             total: part("total")?.parse().ok()?,
             avg10: part("avg10")?.parse().ok()?,

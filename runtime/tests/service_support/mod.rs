@@ -2,6 +2,7 @@
 //!
 //! `$CORACLE_SHIM` names the shim, `$CORACLE_TEST_MAKER` an OCI runtime instead of our own.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
+#![allow(clippy::unwrap_used, reason = "tests say what they expect with unwrap")]
 
 use std::fs;
 use std::future::Future;
@@ -70,8 +71,9 @@ pub fn write_image(dir: &Path) {
         .file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nalice:x:1000:1000::/home:/bin/sh\n")
         .file("etc/group", b"root:x:0:\nalice:x:1000:\nfriends:x:2000:alice\n");
     for name in [
-        "sh", "sleep", "cat", "echo", "id", "hostname", "true", "false", "ps", "ping", "ip", "kill", "dd", "wc",
-        "ls", "ipcs", "mount", "test", "seq", "yes", "readlink", "touch", "nc", "tail", "head", "grep", "tr", "env",
+        "sh", "sleep", "cat", "echo", "id", "hostname", "true", "false", "ps", "ping", "ip", "kill", "dd",
+        "wc", "ls", "ipcs", "mount", "test", "seq", "yes", "readlink", "touch", "nc", "tail", "head", "grep",
+        "tr", "env",
     ] {
         tar = tar.hard_link(&format!("bin/{name}"), "bin/busybox");
     }
@@ -79,6 +81,18 @@ pub fn write_image(dir: &Path) {
         .layer(&tar.finish(), LayerCompression::Plain)
         .config(serde_json::json!({"Env": ["PATH=/bin"], "Cmd": ["sh"]}));
     image.write_layout(dir, IMAGE).unwrap();
+}
+
+/// The configuration of a node in a folder, with its cgroups below one name.
+pub fn configuration(dir: &Path, name: &str) -> Config {
+    let mut config = Config::new(dir.join("root"), dir.join("state"), shim());
+    config.helper = env!("CARGO_BIN_EXE_coracle-runtime-helper").into();
+    config.shim_cgroup = format!("/{name}/shims");
+    config.cni.conf_dir = dir.join("net.d");
+    if let Some(path) = std::env::var_os("CORACLE_TEST_MAKER") {
+        config.maker = Maker::Path(path.into());
+    }
+    config
 }
 
 impl Node {
@@ -93,13 +107,7 @@ impl Node {
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let dir = tempfile::Builder::new().prefix("coracle-service-").tempdir().unwrap();
         let name = format!("coracle-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let mut config = Config::new(dir.path().join("root"), dir.path().join("state"), shim());
-        config.helper = env!("CARGO_BIN_EXE_coracle-runtime-helper").into();
-        config.shim_cgroup = format!("/{name}/shims");
-        config.cni.conf_dir = dir.path().join("net.d");
-        if let Some(path) = std::env::var_os("CORACLE_TEST_MAKER") {
-            config.maker = Maker::Path(path.into());
-        }
+        let mut config = configuration(dir.path(), &name);
         change(&mut config);
         let mut node = Node { dir, config, runtime: None, cgroup: format!("/{name}") };
         node.restart().await;
@@ -159,7 +167,12 @@ impl Node {
         self.runtime().run_pod_sandbox(request).await.unwrap().pod_sandbox_id
     }
 
-    pub async fn create(&self, sandbox_id: &str, sandbox: &PodSandboxConfig, config: ContainerConfig) -> String {
+    pub async fn create(
+        &self,
+        sandbox_id: &str,
+        sandbox: &PodSandboxConfig,
+        config: ContainerConfig,
+    ) -> String {
         let request = CreateContainerRequest {
             pod_sandbox_id: sandbox_id.into(),
             config: Some(config),
@@ -173,7 +186,13 @@ impl Node {
     }
 
     /// Creates and starts a container with a shell script.
-    pub async fn run(&self, sandbox_id: &str, sandbox: &PodSandboxConfig, name: &str, script: &str) -> String {
+    pub async fn run(
+        &self,
+        sandbox_id: &str,
+        sandbox: &PodSandboxConfig,
+        name: &str,
+        script: &str,
+    ) -> String {
         let id = self.create(sandbox_id, sandbox, script_container(sandbox, name, script)).await;
         self.start_container(&id).await;
         id
@@ -250,12 +269,17 @@ impl Node {
             left.extend(entries(&state.join(folder)).iter().map(|path| format!("file {}", path.display())));
         }
         left.extend(
-            entries(&self.config.root.join("containers")).iter().map(|path| format!("layer {}", path.display())),
+            entries(&self.config.root.join("containers"))
+                .iter()
+                .map(|path| format!("layer {}", path.display())),
         );
         for tree in entries(Path::new("/sys/fs/cgroup")) {
             let pods = tree.join(self.cgroup.trim_start_matches('/')).join("pods");
             left.extend(
-                entries(&pods).iter().filter(|path| path.is_dir()).map(|path| format!("cgroup {}", path.display())),
+                entries(&pods)
+                    .iter()
+                    .filter(|path| path.is_dir())
+                    .map(|path| format!("cgroup {}", path.display())),
             );
         }
         left.extend(self.processes().iter().map(|(pid, line)| format!("process {pid} {line}")));
@@ -277,7 +301,10 @@ impl Node {
 
     /// The shim of a sandbox.
     pub fn shim_pid(&self, sandbox_id: &str) -> u32 {
-        let found = self.processes().into_iter().find(|(_, line)| line.contains(sandbox_id) && line.contains("serve"));
+        let found = self
+            .processes()
+            .into_iter()
+            .find(|(_, line)| line.contains(sandbox_id) && line.contains("serve"));
         found.expect("the sandbox has a shim").0
     }
 
@@ -338,11 +365,8 @@ impl Drop for Node {
 }
 
 fn members(dir: &Path) -> Vec<String> {
-    let mut pids: Vec<String> = fs::read_to_string(dir.join("cgroup.procs"))
-        .unwrap_or_default()
-        .lines()
-        .map(str::to_owned)
-        .collect();
+    let mut pids: Vec<String> =
+        fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default().lines().map(str::to_owned).collect();
     for child in entries(dir).iter().filter(|path| path.is_dir()) {
         pids.extend(members(child));
     }
