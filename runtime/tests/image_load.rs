@@ -1,4 +1,6 @@
 //! Images from archives and layouts, and what the store remembers of them.
+// Also outside of test functions, where clippy does not see that it is a test.
+#![allow(clippy::unwrap_used)]
 
 mod image_support;
 

@@ -1,4 +1,6 @@
 //! Pulling from a registry that behaves, misbehaves, wants to know who asks, or is somewhere else.
+// Also outside of test functions, where clippy does not see that it is a test.
+#![allow(clippy::unwrap_used)]
 
 mod image_support;
 
@@ -392,4 +394,26 @@ async fn equal_layers_and_equal_images_side_by_side() {
         (count(dir.path(), "ingest"), count(dir.path(), "tmp"), count(dir.path(), "layers")),
         (0, 0, 3)
     );
+}
+
+#[tokio::test]
+async fn equal_layers_in_opposite_order_do_not_wait_for_each_other() {
+    let registry = registry();
+    let (x, y) = (
+        Tarball::new().file("x", &vec![1; 1 << 20]).finish(),
+        Tarball::new().file("y", &vec![2; 1 << 20]).finish(),
+    );
+    for (name, layers) in [("xy", [&x, &y]), ("yx", [&y, &x])] {
+        let image = TestImage::new()
+            .layer(layers[0], LayerCompression::Plain)
+            .layer(layers[1], LayerCompression::Plain);
+        registry.push(name, "1", &image);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let (xy, yx) = (registry.name("xy:1"), registry.name("yx:1"));
+    let both = async { tokio::join!(store.pull(&xy, None, |_| {}), store.pull(&yx, None, |_| {})) };
+    let (xy, yx) = tokio::time::timeout(Duration::from_secs(60), both).await.unwrap();
+    assert!(xy.unwrap().lower_dirs[0].join("y").exists() && yx.unwrap().lower_dirs[0].join("x").exists());
+    assert_eq!((count(dir.path(), "ingest"), count(dir.path(), "tmp")), (0, 0));
 }

@@ -1,4 +1,6 @@
 //! Images and everything that goes wrong around them: hostile layers, full disks, dying processes, power cuts.
+// Also outside of test functions, where clippy does not see that it is a test.
+#![allow(clippy::unwrap_used)]
 
 mod image_support;
 

@@ -1,4 +1,6 @@
 //! What is saved is what was pulled, to the last bit.
+// Also outside of test functions, where clippy does not see that it is a test.
+#![allow(clippy::unwrap_used)]
 
 mod image_support;
 

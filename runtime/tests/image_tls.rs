@@ -1,4 +1,6 @@
 //! Registries behind private CAs and those that want to see our certificate.
+// Also outside of test functions, where clippy does not see that it is a test.
+#![allow(clippy::unwrap_used)]
 
 mod image_support;
 

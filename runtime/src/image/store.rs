@@ -390,16 +390,15 @@ impl ImageStore {
             task,
         };
         let outcome = client::run(&self.options, &request, progress, abandoned).await;
+        // After success there are links to blobs left at most.
+        let layout = self.layout.clone();
+        let swept = blocking(move || layout.sweep_tmp(&format!("{worker}-"))).await;
+        if let Err(error) = swept {
+            tracing::warn!(%error, "leftovers of an image worker stay until the next start");
+        }
         let named = match outcome {
             Ok(records) => self.name(records).await.map(Ok),
-            Err(failure) => {
-                let layout = self.layout.clone();
-                let swept = blocking(move || layout.sweep_tmp(&format!("{worker}-"))).await;
-                if let Err(error) = swept {
-                    tracing::warn!(%error, "leftovers of an image worker stay until the next start");
-                }
-                Ok(Err(failure))
-            }
+            Err(failure) => Ok(Err(failure)),
         };
         drop(permit);
         self.remove_doomed().await?;

@@ -32,6 +32,9 @@ pub(crate) enum Kind {
     Fifo,
 }
 
+/// Offsets and lengths of the data in a sparse file.
+pub(crate) type Extents = Vec<(u64, u64)>;
+
 /// One entry's metadata with all extensions applied.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
@@ -48,7 +51,7 @@ pub(crate) struct Entry {
     pub(crate) device: (u32, u32),
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// Extents `(offset, length)` of data when the file is sparse; the stored content is their concatenation.
-    pub(crate) sparse: Option<Vec<(u64, u64)>>,
+    pub(crate) sparse: Option<Extents>,
 }
 
 /// Receives the bytes of the stream that are no plain file content, in order.
@@ -275,7 +278,7 @@ impl<R: BufRead, W: Recorder> Archive<R, W> {
     }
 
     /// The old GNU form: four extents in the header, 21 in each block that follows.
-    fn gnu_sparse(&mut self, block: &[u8; BLOCK]) -> io::Result<(u64, Option<Vec<(u64, u64)>>)> {
+    fn gnu_sparse(&mut self, block: &[u8; BLOCK]) -> io::Result<(u64, Option<Extents>)> {
         let mut map = Vec::new();
         read_extents(&block[386..482], &mut map)?;
         let mut extended = block[482] != 0;

@@ -139,6 +139,7 @@ impl Session {
         let job = |&layer: &usize| Job {
             layer,
             blob: blobs[layer].digest.clone(),
+            link: format!("{}-blob-{}", self.worker, blobs[layer].digest.hex()),
             diff_id: config.rootfs.diff_ids[layer].clone(),
             chain: chain[layer].clone(),
             parents: chain[..layer].to_vec(),
@@ -154,6 +155,7 @@ impl Session {
     /// Unpacks layers whose blobs are complete and verified.
     async fn unpack_all(&mut self, jobs: &[Job]) -> Result<(), Failure> {
         for job in jobs {
+            link(&self.layout, job)?;
             let orders = &self.unpacker().orders;
             orders.send(&Order::Job(Box::new(job.clone())));
             orders.send(&Order::Verified { layer: job.layer });
@@ -201,6 +203,17 @@ impl Session {
             pinned: false,
             removed: false,
         })
+    }
+}
+
+/// Gives the worker a name of its own for a blob.
+pub(crate) fn link(layout: &Layout, job: &Job) -> Result<(), Failure> {
+    let link = layout.tmp().join(&job.link);
+    match std::fs::hard_link(layout.ingest(&job.blob), &link) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(Failure::io(&link.display().to_string(), &error))
+        }
+        _ => Ok(()),
     }
 }
 

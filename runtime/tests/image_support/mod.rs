@@ -1,5 +1,5 @@
 //! What the image tests share: opening a store with the test helper as worker, and a base layer.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,19 +8,19 @@ use coracle_runtime::image::{ImageStore, Options};
 use coracle_runtime::testing::{Member, Tarball};
 
 /// Options of a store below `dir` whose workers are the crate's helper executable.
-pub fn options(dir: &Path) -> Options {
+pub(crate) fn options(dir: &Path) -> Options {
     let mut options = Options::new(dir.join("images"));
     options.helper = PathBuf::from(env!("CARGO_BIN_EXE_coracle-runtime-helper"));
     options
 }
 
 /// A store below `dir`.
-pub fn open(dir: &Path) -> Arc<ImageStore> {
+pub(crate) fn open(dir: &Path) -> Arc<ImageStore> {
     ImageStore::open(options(dir)).unwrap()
 }
 
 /// A layer with a bit of everything.
-pub fn base() -> Vec<u8> {
+pub(crate) fn base() -> Vec<u8> {
     Tarball::new()
         .dir("bin/")
         .executable("bin/busybox", b"not really")
@@ -38,7 +38,7 @@ pub fn base() -> Vec<u8> {
 }
 
 /// A layer over [`base`] that removes, hides and adds.
-pub fn upper() -> Vec<u8> {
+pub(crate) fn upper() -> Vec<u8> {
     Tarball::new()
         .file("etc/.wh.removed", b"")
         .file("opaque/.wh..wh..opq", b"")
@@ -48,7 +48,7 @@ pub fn upper() -> Vec<u8> {
 }
 
 /// Names of everything below a folder, sorted.
-pub fn tree(root: &Path) -> Vec<String> {
+pub(crate) fn tree(root: &Path) -> Vec<String> {
     let mut names = Vec::new();
     let mut left = vec![root.to_owned()];
     while let Some(dir) = left.pop() {

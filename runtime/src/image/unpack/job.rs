@@ -24,6 +24,8 @@ pub(crate) struct Job {
     pub(crate) layer: usize,
     /// The blob's file in `ingest`.
     pub(crate) blob: Digest,
+    /// The worker's own link to it in `tmp`, which stays when another worker is done with the blob first.
+    pub(crate) link: String,
     /// What the blob must unpack to.
     pub(crate) diff_id: Digest,
     /// The layer's name.
@@ -115,9 +117,11 @@ pub(crate) fn commit(layout: &Layout, jobs: &[Job]) -> Result<(), LayerError> {
     let layers = open(&layout.layers()).map_err(store)?;
     rustix::fs::fsync(&layers).map_err(|e| store(e.into()))?;
     for job in jobs.iter().filter(|job| job.last_use) {
-        match fs::remove_file(layout.ingest(&job.blob)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(store(error)),
-            _ => {}
+        for path in [layout.ingest(&job.blob), layout.tmp().join(&job.link)] {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(store(error)),
+                _ => {}
+            }
         }
     }
     Ok(())

@@ -270,7 +270,7 @@ async fn install_layout(session: &mut Session, members: &Members) -> Result<Vec<
     };
     let mut by_image: Vec<(Digest, Vec<String>)> = Vec::new();
     for descriptor in &index {
-        if !descriptor.platform.as_ref().is_none_or(|p| session.platform.rank(p).is_some()) {
+        if descriptor.platform.as_ref().is_some_and(|p| session.platform.rank(p).is_none()) {
             continue;
         }
         let name = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];

@@ -56,7 +56,9 @@ pub(super) async fn pull(
         }
     }
     fetched?;
-    session.record(id, &raw, config, reference.tagged().into_iter().collect(), vec![reference.at(&top)])
+    // A reference with both means the digest; the tag may mean something else by now.
+    let tags = reference.tagged().filter(|_| reference.digest.is_none()).into_iter().collect();
+    session.record(id, &raw, config, tags, vec![reference.at(&top)])
 }
 
 /// Finds this platform's manifest, and the digest of what the reference itself names.
@@ -187,9 +189,7 @@ async fn fetch(
         group.iter().for_each(|job| orders.send(&Order::Skip { layer: job.layer }));
         return Ok(layers);
     };
-    // The lock must last until the layer has its name; it ends with this process.
-    let lock = file.try_clone().map_err(|error| Failure::io("cannot lock a blob", &error))?;
-    std::mem::forget(lock);
+    super::link(layout, group[0])?;
     let wanted = Wanted { digest: &group[0].blob, size, keep_free };
     let layer = group[0].layer;
     let mut told = 0;

@@ -246,7 +246,7 @@ fn run(layout: &Layout, jobs: &Receiver<Job>, growths: &Growths) -> Result<(), (
 }
 
 fn unpack(layout: &Layout, job: &Job, growth: &Arc<Growth>) -> Result<(), LayerError> {
-    let file = File::open(layout.ingest(&job.blob)).map_err(LayerError::Store)?;
+    let file = File::open(layout.tmp().join(&job.link)).map_err(LayerError::Store)?;
     let blob = GrowingBlob { file, growth: growth.clone(), at: 0 };
     let mut reported = 0;
     job::unpack(layout, job, blob, |bytes| {
