@@ -7,7 +7,25 @@ use std::path::{Path, PathBuf};
 const LIBRARIES: [&str; 4] = ["cri", "shim", "runtime", "kubelet-core"];
 
 /// Files that take data and `now`, and return data.
-const PURE: [&str; 3] = ["kubelet-core/src/pod/plan", "kubelet-core/src/gc/plan", "runtime/src/spec/"];
+const PURE: [&str; 9] = [
+    "kubelet-core/src/pod/plan",
+    "kubelet-core/src/pod/status",
+    "kubelet-core/src/gc/plan",
+    "kubelet-core/src/env/",
+    "kubelet-core/src/qos",
+    "kubelet-core/src/hosts",
+    "kubelet-core/src/resolv",
+    "runtime/src/spec/",
+    "runtime/src/maker/device_filter",
+];
+
+/// The edges of what is otherwise pure: they look at the machine, so that the rest need not.
+const EDGES: [&str; 4] = [
+    "runtime/src/spec/apparmor.rs",
+    "runtime/src/spec/host.rs",
+    "runtime/src/spec/observe.rs",
+    "runtime/src/spec/user.rs",
+];
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -90,7 +108,8 @@ fn planning_is_pure() {
     ];
     let mut broken = Vec::new();
     for (path, text) in sources() {
-        if is_test(&path) || !PURE.iter().any(|pure| path.starts_with(pure)) {
+        let is_pure = PURE.iter().any(|pure| path.starts_with(pure)) && !EDGES.contains(&path.as_str());
+        if is_test(&path) || !is_pure {
             continue;
         }
         // Tests at the end of a file may do as they like.
