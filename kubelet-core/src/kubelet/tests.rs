@@ -2,6 +2,7 @@
 
 mod adoption;
 mod basics;
+mod chaos;
 mod ending;
 mod faults;
 mod probes;

@@ -278,5 +278,10 @@ impl Execution {
 
 /// A gRPC status as the kubelet prints it in its events.
 pub(crate) fn go_error(status: &Status) -> String {
-    format!("rpc error: code = {:?} desc = {}", status.code(), status.message())
+    let code = match status.code() {
+        // The one name that Go spells otherwise.
+        coracle_cri::Code::Cancelled => "Canceled".to_owned(),
+        code => format!("{code:?}"),
+    };
+    format!("rpc error: code = {code} desc = {}", status.message())
 }
