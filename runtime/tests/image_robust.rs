@@ -405,3 +405,32 @@ async fn answers_as_a_kubelet_expects() {
     }
     assert!(store.list().is_empty());
 }
+
+#[tokio::test]
+async fn workers_end_with_their_agent() {
+    let registry = registry();
+    let image = image();
+    registry.push("app", "1", &image);
+    registry.fault(&format!("/blobs/{}", image.layer_digests()[0]), Fault::Stall(100));
+    let dir = tempfile::tempdir().unwrap();
+    let settings = options(dir.path());
+    drop(open(dir.path()));
+    let request = json!({
+        "store": settings.root, "worker": "w1-1", "platform": settings.platform, "limits": settings.limits,
+        "task": {"Pull": {"reference": registry.name("app:1"), "credentials": null,
+                          "registries": settings.registries, "stall": 30.0}},
+    });
+    let mut worker = std::process::Command::new(&settings.helper)
+        .arg("image-worker")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut input = worker.stdin.take().unwrap();
+    std::io::Write::write_all(&mut input, format!("{request}\n").as_bytes()).unwrap();
+    wait_for("both processes", || processes(dir.path())).await;
+    // What the kernel does with the pipe of an agent that is killed.
+    drop(input);
+    wait_for("the end of the worker", || worker.try_wait().unwrap()).await;
+    wait_for("the end of the unpacker", || processes(dir.path()).is_none().then_some(())).await;
+}

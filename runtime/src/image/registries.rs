@@ -11,9 +11,21 @@ use serde::{Deserialize, Serialize};
 #[serde(default, deny_unknown_fields)]
 pub struct Registries {
     /// By registry host, or `*` for all others.
+    #[serde(deserialize_with = "null_entries")]
     pub mirrors: BTreeMap<String, Mirror>,
     /// By host of a registry or mirror endpoint, or `*`.
+    #[serde(deserialize_with = "null_entries")]
     pub configs: BTreeMap<String, RegistryConfig>,
+}
+
+/// k3s' own examples name a registry without saying anything of it.
+fn null_entries<'de, T, D>(deserializer: D) -> Result<BTreeMap<String, T>, D::Error>
+where
+    T: Default + Deserialize<'de>,
+    D: serde::Deserializer<'de>,
+{
+    let entries: Option<BTreeMap<String, Option<T>>> = Option::deserialize(deserializer)?;
+    Ok(entries.unwrap_or_default().into_iter().map(|(key, entry)| (key, entry.unwrap_or_default())).collect())
 }
 
 /// Where a registry's content is had instead.
@@ -280,6 +292,13 @@ mod tests {
         assert_eq!(registries.credentials("registry-1.docker.io"), Some(basic));
         assert_eq!(registries.credentials("q.io"), Some(Credentials::Identity("t".into())));
         assert_eq!(registries.credentials("other.io"), None);
+    }
+
+    #[test]
+    fn empty_entries_are_taken() {
+        let registries: Registries =
+            serde_json::from_str(r#"{"mirrors":{"docker.io":null},"configs":null}"#).unwrap();
+        assert_eq!(registries.mirrors["docker.io"], Mirror::default());
     }
 
     #[test]

@@ -77,6 +77,20 @@ pub struct Usage {
 }
 
 /// Images on disk, one per machine and agent. Cheap to share by `Arc`.
+///
+/// ```no_run
+/// use coracle_runtime::image::{ImageStore, Options};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// // `main` began with `coracle_runtime::run_helper()`, because workers are executions of this program.
+/// let store = ImageStore::open(Options::new("/var/lib/example/images"))?;
+/// let image = store.pull("busybox:1.37", None, |progress| println!("{progress:?}")).await?;
+/// store.hold("container-1", &image.id)?;
+/// println!("lowerdir={:?}", image.lower_dirs);
+/// store.release("container-1").await?;
+/// # Ok(())
+/// # }
+/// ```
 pub struct ImageStore {
     /// For tasks that outlive the call that started them.
     this: Weak<Self>,
