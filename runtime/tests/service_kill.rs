@@ -229,3 +229,58 @@ async fn killed_at_random_moments_nothing_is_lost_doubled_or_left() {
     assert!(!String::from_utf8_lossy(&links).contains("veth"), "{}", String::from_utf8_lossy(&links));
     node.finish().await;
 }
+
+/// A pod's life on a node whose helpers die at random: any call may fail, none may hang or leave something.
+async fn live(node: &Node, lane: u64, rounds: usize) {
+    let mut random = Random::new();
+    for round in 0..rounds {
+        let pod = pod(node.dir.path(), &node.cgroup, &format!("lane{lane}-{round}"), 1 + random.below(2));
+        let request = RunPodSandboxRequest { config: Some(pod.clone()), ..Default::default() };
+        let Ok(made) = node.runtime().run_pod_sandbox(request).await else { continue };
+        if run_container(node.runtime(), &made.pod_sandbox_id, &pod).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(random.below(150))).await;
+        }
+        let request = RemovePodSandboxRequest { pod_sandbox_id: made.pod_sandbox_id };
+        if random.below(2) == 0
+            && let Err(error) = node.runtime().remove_pod_sandbox(request).await
+        {
+            // A helper that dies in the middle of a removal: the next try must succeed.
+            eprintln!("removal failed once: {error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn shims_and_makers_killed_at_random_take_only_their_own_pods() {
+    let before = markers();
+    let node = Node::start().await;
+    fs::create_dir(node.logs()).unwrap();
+    let done = std::cell::Cell::new(false);
+    let killer = async {
+        let mut random = Random::new();
+        let mut killed = 0;
+        while !done.get() {
+            tokio::time::sleep(Duration::from_millis(random.below(60))).await;
+            let mut victims = node.processes();
+            victims.retain(|(pid, line)| *pid != std::process::id() && !line.starts_with("sleep"));
+            if !victims.is_empty() {
+                let (pid, _) = victims[usize::try_from(random.below(victims.len() as u64)).unwrap()];
+                let _ = Command::new("kill").args(["-9", &pid.to_string()]).output();
+                killed += 1;
+            }
+        }
+        killed
+    };
+    let lives = async {
+        tokio::join!(live(&node, 0, 15), live(&node, 1, 15), live(&node, 2, 15));
+        done.set(true);
+    };
+    let (killed, ()) = tokio::join!(killer, lives);
+    assert!(killed > 10, "only {killed} helpers were killed");
+    check(&node, &before, killed).await;
+    for sandbox in sandboxes(node.runtime()).await {
+        node.remove_sandbox(&sandbox.id).await;
+    }
+    check(&node, &before, killed).await;
+    node.finish().await;
+}

@@ -1,14 +1,17 @@
 //! The end of a container, however it came: its leftovers are taken away and its record tells how it was.
 
 use std::fs;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_cri::v1::ContainerEventType;
-use coracle_shim::protocol::{Code, method, task};
+use coracle_shim::protocol::{method, task};
 use serde::Deserialize;
+use tokio::process::Command;
 
 use super::{Container, overlay};
+use crate::config::CgroupDriver;
 use crate::record::{ContainerPhase, Exit};
 use crate::sandbox::Sandbox;
 use crate::service::{Engine, wall_ns};
@@ -16,7 +19,7 @@ use crate::service_error::{ServiceError, chain};
 use crate::shim_client::ShimError;
 
 /// How long one request of a teardown may take.
-const BOUND: Duration = Duration::from_secs(30);
+const BOUND: Duration = Duration::from_secs(20);
 
 /// What the kernel's SIGKILL makes of an exit code.
 const KILLED: i32 = 137;
@@ -130,10 +133,9 @@ impl Engine {
                 match shim.call::<method::Delete>(&request, BOUND).await {
                     Ok(_) | Err(ShimError::Gone { .. }) => break,
                     Err(error) if error.is_not_found() => break,
-                    // The kill above reaches the shim as a signal a moment later.
-                    Err(ShimError::Refused { code: Code::FailedPrecondition, .. })
-                        if tokio::time::Instant::now() < deadline =>
-                    {
+                    // The kill above reaches the shim as a signal a moment later, and a creation that was under
+                    // way answers with its own failure first.
+                    Err(ShimError::Refused { .. }) if tokio::time::Instant::now() < deadline => {
                         self.cgroups.kill(cgroup).await?;
                         tokio::time::sleep(pause).await;
                         pause = (pause * 2).min(Duration::from_millis(200));
@@ -145,16 +147,40 @@ impl Engine {
         self.clear_task(id, cgroup).await
     }
 
-    /// Removes what a maker keeps of a task when no shim does it: processes, cgroup, state.
+    /// Removes what is left of a task when no shim does it: processes, cgroup, the maker's state. Idempotent.
     pub(crate) async fn clear_task(&self, id: &str, cgroup: &str) -> Result<(), ServiceError> {
         self.cgroups.kill(cgroup).await?;
+        let kept =
+            [self.layout.maker_root().join(id), self.layout.maker_root().join(format!(".prepared-{id}"))];
+        if kept.iter().any(|path| path.exists()) {
+            // Only the maker knows its state, hooks to run, and whether a creation that was cut off still ends.
+            self.delete_by_maker(id).await;
+            self.cgroups.kill(cgroup).await?;
+        }
         self.cgroups.remove(cgroup).await?;
-        let state = self.layout.maker_root().join(id);
-        match fs::remove_dir_all(&state) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(ServiceError::file("remove", state)(error))
+        for path in kept {
+            match fs::remove_dir_all(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(ServiceError::file("remove", path)(error));
+                }
+                _ => {}
             }
-            _ => Ok(()),
+        }
+        Ok(())
+    }
+
+    /// Runs the maker's `delete --force`. What it does not do is done by hand afterwards.
+    async fn delete_by_maker(&self, id: &str) {
+        let mut command = Command::new(&self.maker[0]);
+        command.args(&self.maker[1..]).arg("--root").arg(self.layout.maker_root());
+        if self.config.cgroup_driver == CgroupDriver::Systemd {
+            command.arg("--systemd-cgroup");
+        }
+        command.args(["delete", "--force", id]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        match tokio::time::timeout(BOUND, command.status()).await {
+            Ok(Ok(status)) if status.success() => {}
+            failed => tracing::warn!(task = %id, ?failed, "the maker could not delete what a dead shim left"),
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::record::{ContainerPhase, Exit};
 use crate::sandbox::Sandbox;
 use crate::service::{Engine, wall_ns};
 use crate::service_error::{ServiceError, chain};
-use crate::shim_client::ShimClient;
+use crate::shim_client::{ShimClient, ShimError};
 
 /// How long the maker may take for one step. A board that swaps is slow; a hook that hangs is killed.
 const MAKE_BOUND: Duration = Duration::from_secs(120);
@@ -118,7 +118,15 @@ impl Engine {
                     });
                 }
                 // The death of the shim is handled for all its containers at once.
-                Err(error) => tracing::debug!(container = %container.id, %error, "wait ended"),
+                Err(ShimError::Gone { .. }) => {}
+                // The runtime before had it deleted and did not live to write that down.
+                Err(error) => {
+                    tracing::debug!(container = %container.id, %error, "wait refused");
+                    let (acting, lost) = (engine.clone(), container.clone());
+                    engine.tasks.spawn(async move {
+                        acting.lose_container(&lost, "its shim does not know this container any more").await;
+                    });
+                }
             }
         });
     }

@@ -17,6 +17,7 @@ use super::Sandbox;
 use crate::record::SandboxPhase;
 use crate::service::Engine;
 use crate::service_error::{ServiceError, chain};
+use crate::shim_client::ShimError;
 use crate::spec::{NamespaceRef, Namespaces};
 
 /// How long the maker may take to make and start the holder.
@@ -61,7 +62,7 @@ impl Engine {
         self.watch(async move {
             let wait = task::WaitRequest { id: sandbox.id.clone(), ..Default::default() };
             let ended = shim.call_unbounded::<method::Wait>(&wait).await;
-            if ended.is_ok() && sandbox.is_ready() {
+            if !matches!(ended, Err(ShimError::Gone { .. })) && sandbox.is_ready() {
                 tracing::warn!(sandbox = %sandbox.id, "the first process of the pod's PID namespace ended");
                 let changed = sandbox.change(&engine.layout, |record| record.phase = SandboxPhase::NotReady);
                 if let Err(error) = changed {

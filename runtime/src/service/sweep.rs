@@ -31,9 +31,11 @@ impl Engine {
         for id in names(&self.layout.layers()).into_iter().filter(|id| !containers.contains(id)) {
             self.sweep_container_folder(&id).await;
         }
-        for id in names(&self.layout.maker_root()) {
-            if !containers.contains(&id) && !sandboxes.contains(&id) {
-                report(&id, remove(self.layout.maker_root().join(&id)).await);
+        for name in names(&self.layout.maker_root()) {
+            let id = name.strip_prefix(".prepared-").unwrap_or(&name);
+            // Other hidden files are the maker's own, for all containers.
+            if !id.starts_with('.') && !containers.contains(id) && !sandboxes.contains(id) {
+                report(id, remove(self.layout.maker_root().join(&name)).await);
             }
         }
         for id in self.cni.attached().into_iter().filter(|id| !sandboxes.contains(id)) {
