@@ -98,6 +98,8 @@ pub(crate) struct Worker {
     restarting_all: bool,
     status: Option<Arc<PodStatus>>,
     last_plan: Option<Plan>,
+    /// When to render configMaps, secrets and fields into the pod's volumes again (since boot).
+    refresh_at: Option<Duration>,
 }
 
 /// What a sync leads to.
@@ -134,6 +136,8 @@ impl Worker {
             restarting_all: false,
             status: None,
             last_plan: None,
+            // What changed while no agent ran is rendered at once.
+            refresh_at: (!setup.fresh).then_some(Duration::ZERO),
         }
     }
 
@@ -192,6 +196,7 @@ impl Worker {
         if !Arc::ptr_eq(&self.pod, &desired.pod) {
             self.pod = desired.pod.clone();
             self.held.clear();
+            self.refresh_at = Some(Duration::ZERO);
         }
         let deleted =
             self.pod.metadata.deletion_timestamp.is_some() || is_terminal_phase(&self.pod.status.phase);

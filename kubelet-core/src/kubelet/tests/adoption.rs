@@ -99,6 +99,22 @@ async fn what_a_pod_left_on_disk_alone_is_removed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_changed_while_no_agent_ran_is_rendered_into_volumes() {
+    let mut web = pod("web");
+    let volume = r#"{"name": "v", "configMap": {"name": "settings"}}"#;
+    web.spec.volumes = vec![serde_json::from_str(volume).unwrap()];
+    let bench = Bench::with_pods([web]).await;
+    bench.until("web", is_running).await;
+    let refreshed = |bench: &Bench| bench.disk.refreshed.load(Ordering::Relaxed);
+    assert_eq!(refreshed(&bench), 0);
+    bench.disk.refresh_failures.store(2, Ordering::Relaxed);
+    let bench = bench.restart().await;
+    bench.until_event(|e| e.reason == "FailedMount" && e.count == 2).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(refreshed(&bench), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reboot_starts_pods_afresh() {
     let mut job = pod("job");
     job.spec.restart_policy = "OnFailure".into();

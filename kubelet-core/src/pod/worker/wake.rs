@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::Worker;
 use crate::probe::prober::ProbeReport;
@@ -43,6 +43,10 @@ impl Worker {
     /// Waits for a reason to look again, at most until `until` (since boot). Without one the pod costs nothing.
     pub(super) async fn wait(&mut self, until: Option<Duration>) {
         let now = self.node.clock.now().boot;
+        if self.refresh_at.is_some_and(|at| at <= now) {
+            return Box::pin(self.refresh()).await;
+        }
+        let until = until.into_iter().chain(self.refresh_at).min();
         let bell = self.bell.clone();
         let pause = async {
             match until {
@@ -51,7 +55,6 @@ impl Worker {
             }
         };
         let mut report: Option<ProbeReport> = None;
-        let mut refresh = false;
         tokio::select! {
             // Channels and the notify keep what comes while another arm wins; the timer is computed anew.
             changed = self.desired.changed() => if changed.is_err() {
@@ -60,30 +63,47 @@ impl Worker {
             },
             () = bell.rung() => {}
             received = self.probe_reports.recv() => report = received,
-            changed = self.objects.changed(), if self.reads_objects() => refresh = changed.is_ok(),
+            () = changed(&mut self.objects), if self.has_rendered_volumes() => self.refresh_at = Some(now),
             () = pause => {}
         }
         if let Some(report) = report {
             self.apply_probe(&report);
         }
-        if refresh {
-            Box::pin(self.refresh()).await;
-        }
     }
 
     /// Whether the pod mounts what may change under it.
-    fn reads_objects(&self) -> bool {
-        self.pod
-            .spec
-            .volumes
-            .iter()
-            .any(|v| v.config_map.is_some() || v.secret.is_some() || v.projected.is_some())
+    fn has_rendered_volumes(&self) -> bool {
+        self.pod.spec.volumes.iter().any(|volume| {
+            volume.config_map.is_some()
+                || volume.secret.is_some()
+                || volume.projected.is_some()
+                || volume.downward_a_p_i.is_some()
+        })
     }
 
+    /// Renders the pod's volumes anew; what fails is told and tried again.
     async fn refresh(&mut self) {
-        if let Err(error) = self.node.resources.refresh(&self.pod).await {
+        let key = String::from("volumes of");
+        self.refresh_at = None;
+        if self.observed.ready_sandbox().is_none() || !self.has_rendered_volumes() {
+            // Nobody reads them; what starts next prepares them first.
+            return;
+        }
+        let refreshed = self.node.resources.refresh(&self.pod).await;
+        if refreshed.is_ok() {
+            self.retries.reset(&key);
+        }
+        if let Err(error) = refreshed {
+            self.refresh_at = Some(self.retries.fail(key, self.node.clock.now().boot, 0));
             let warning = crate::events::EventType::Warning;
             self.node.events.pod(&self.pod, None, warning, &error.reason, error.message);
         }
+    }
+}
+
+/// Returns when the objects changed; never once their source is gone.
+async fn changed(objects: &mut watch::Receiver<u64>) {
+    if objects.changed().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
