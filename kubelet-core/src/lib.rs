@@ -1,29 +1,41 @@
 //! Pod management without a kubelet: from pods that should run to containers that do, on any CRI runtime.
 //!
-//! Until its modules are complete this page names them as they land.
+//! A program starts one [`kubelet::Kubelet`] on a [`coracle_cri::RuntimeService`] and feeds it with pods, mostly
+//! from a [`source::ManifestDir`]. The tasks inside:
+//!
+//! | task | owns | hears by | tells by |
+//! |---|---|---|---|
+//! | dispatcher | which pods have a worker | `watch` of the desired pods, pulses of the runtime watch | `watch` and bell to each worker |
+//! | worker, one per pod UID | everything known of its pod | its `watch`, its bell, probe verdicts, objects, one timer | reports of its status |
+//! | probe, one per probe of a container | its schedule | `watch` of the container's present run | verdicts |
+//! | runtime watch | what the runtime listed last | events of the runtime, or listings | pulses |
+//! | publisher | the map of statuses | reports | `watch` of the map |
+//! | garbage collector, log rotation | what is to be cleaned up and when | statuses | - |
+//!
+//! Planning and status ([`source`]'s catalog, `pod/plan.rs`, `pod/status.rs`) are pure.
 
 pub mod api;
+pub mod backoff;
 pub mod clock;
 pub mod container_config;
+mod dispatcher;
 pub mod env;
 pub mod events;
 pub mod gc;
+mod hook;
 pub mod hosts;
 pub mod image_pull;
+pub mod kubelet;
 pub mod log_rotation;
 pub mod objects;
+mod pod;
 pub mod pod_cgroup;
+mod probe;
 pub mod qos;
 pub mod resolv;
 pub mod resources;
+mod runtime_watch;
 pub mod sandbox_config;
 pub mod source;
 mod sys;
 pub mod volume;
-pub mod backoff;
-mod hook;
-mod pod;
-mod probe;
-mod dispatcher;
-mod runtime_watch;
-pub mod kubelet;
