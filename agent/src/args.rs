@@ -44,7 +44,7 @@ pub(crate) enum Command {
 #[derive(Args, Debug, Clone)]
 pub(crate) struct StateArgs {
     /// Folder for sockets and records of this boot
-    #[arg(long, value_name = "DIR", default_value = "/run/coracle")]
+    #[arg(long, global = true, value_name = "DIR", default_value = "/run/coracle")]
     pub state_dir: PathBuf,
 }
 

@@ -1,6 +1,7 @@
 //! A node that `demo` and the benches start: its own folders, state, bridge and cgroup, all gone afterwards.
 
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -8,7 +9,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal};
+use rustix::thread::LinkNameSpaceType;
 use serde_json::Value;
 
 use crate::Executables;
@@ -23,6 +26,9 @@ pub struct Options {
     pub wrapper: Vec<String>,
     /// Further flags of `coracle run`.
     pub flags: Vec<String>,
+    /// Whether the node shares the machine's network, to reach a server on its loopback. Else it has a network
+    /// namespace of its own, so that bridges and rules go with it.
+    pub on_host_network: bool,
 }
 
 /// A running agent and the folders it was given.
@@ -68,6 +74,11 @@ impl Node {
         let (executables, manifests) = (executables.clone(), manifests.to_owned());
         let mut node = Self { executables, options, agent, manifests, disk, state, bridge, subnet };
         node.agent.wait().context("cannot wait for a process")?;
+        if !node.options.on_host_network {
+            let name = node.name();
+            ip(&["netns", "add", &name])?;
+            ip(&["-n", &name, "link", "set", "lo", "up"])?;
+        }
         node.start_agent()?;
         Ok(node)
     }
@@ -77,7 +88,15 @@ impl Node {
         let log = std::fs::File::options().create(true).append(true).open(self.disk.join("agent.log"));
         let log = log.context("cannot create the agent's log")?;
         let coracle = self.executables.coracle.display().to_string();
-        let mut words = self.options.wrapper.clone();
+        let mut words = Vec::new();
+        if !self.options.on_host_network {
+            words.extend([
+                "nsenter".to_owned(),
+                format!("--net={}", self.netns().display()),
+                "--".to_owned(),
+            ]);
+        }
+        words.extend(self.options.wrapper.iter().cloned());
         words.extend([coracle, "run".to_owned()]);
         let mut command = Command::new(&words[0]);
         command
@@ -116,9 +135,39 @@ impl Node {
         Ok(())
     }
 
+    /// What the node's cgroup and network namespace are called.
+    fn name(&self) -> String {
+        self.state
+            .file_name()
+            .map_or_else(|| "coracle-test".to_owned(), |name| name.to_string_lossy().into_owned())
+    }
+
     /// The cgroup under which the node makes all of its own.
     pub fn cgroup(&self) -> String {
-        format!("/{}", self.state.file_name().and_then(|name| name.to_str()).unwrap_or("coracle-test"))
+        format!("/{}", self.name())
+    }
+
+    fn netns(&self) -> PathBuf {
+        Path::new("/run/netns").join(self.name())
+    }
+
+    /// Does something in the node's network, such as asking a pod's host port.
+    pub fn in_network<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        if self.options.on_host_network {
+            return work();
+        }
+        let namespace = std::fs::File::open(self.netns()).context("the node's network is gone")?;
+        // A namespace is entered by a thread of its own, which ends in it.
+        let entered = std::thread::scope(|scope| {
+            let thread = scope.spawn(move || {
+                let kind = Some(LinkNameSpaceType::Network);
+                rustix::thread::move_into_link_name_space(namespace.as_fd(), kind)
+                    .context("cannot enter the network")?;
+                work()
+            });
+            thread.join()
+        });
+        entered.map_err(|_| anyhow::anyhow!("the work in the node's network panicked"))?
     }
 
     /// What the agent has logged.
@@ -158,11 +207,14 @@ impl Node {
         {
             left.extend(children(&folder).map(|path| format!("folder {}", path.display())));
         }
-        let veths = Command::new("ip").args(["-o", "link", "show", "master", &self.bridge]).output();
-        if let Ok(veths) = veths {
+        let mut veths = Command::new("ip");
+        if !self.options.on_host_network {
+            veths.args(["-n", &self.name()]);
+        }
+        if let Ok(veths) = veths.args(["-o", "link", "show", "master", &self.bridge]).output() {
             left.extend(String::from_utf8_lossy(&veths.stdout).lines().map(|line| format!("link {line}")));
         }
-        left.extend(self.cgroups().into_iter().map(|path| format!("cgroup {}", path.display())));
+        left.extend(self.pod_cgroups().into_iter().map(|path| format!("cgroup {}", path.display())));
         left
     }
 
@@ -172,6 +224,16 @@ impl Node {
     }
 
     /// Cgroups of pods under the node's own.
+    fn pod_cgroups(&self) -> Vec<PathBuf> {
+        let is_pod = |path: &PathBuf| {
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            name.contains("pod") && !name.starts_with("kubepods")
+                || path.parent().is_some_and(|p| p.ends_with("pod"))
+        };
+        self.cgroups().into_iter().filter(is_pod).collect()
+    }
+
+    /// Every cgroup that the node made, in each hierarchy, parents first.
     fn cgroups(&self) -> Vec<PathBuf> {
         let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
         let is_cgroup = |line: &&str| line.split(' ').nth(2).is_some_and(|kind| kind.starts_with("cgroup"));
@@ -180,9 +242,7 @@ impl Node {
         for root in roots {
             let mut folders = vec![Path::new(root).join(self.cgroup().trim_start_matches('/'))];
             while let Some(folder) = folders.pop() {
-                let is_pod = folder.file_name().is_some_and(|name| name.to_string_lossy().contains("pod"))
-                    && !folder.ends_with("kubepods");
-                if is_pod {
+                if folder.is_dir() {
                     found.push(folder.clone());
                 }
                 folders.extend(children(&folder).filter(|path| path.is_dir()));
@@ -304,14 +364,35 @@ impl Node {
         let _ = self.agent.wait();
     }
 
+    /// Takes away whatever is left, also of a node that failed: processes, mounts, cgroups, links, folders.
     fn remove(&self) {
-        // Deepest first, so that each has no children left.
-        let mut cgroups = self.cgroups();
-        cgroups.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
+        let cgroups = self.cgroups();
         for path in &cgroups {
-            let _ = std::fs::remove_dir(path);
+            let list = std::fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+            for pid in list.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)) {
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
+            }
         }
-        let _ = Command::new("ip").args(["link", "delete", &self.bridge]).stderr(Stdio::null()).status();
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        for line in mounts.lines().rev() {
+            let path = Path::new(line.split(' ').nth(4).unwrap_or(""));
+            if path.starts_with(&self.state) || path.starts_with(&self.disk) {
+                let _ = rustix::mount::unmount(path, UnmountFlags::DETACH);
+            }
+        }
+        let deadline = Instant::now() + Duration::from_secs(5);
+        // Deepest first, and again while killed processes are on their way out.
+        while cgroups.iter().rev().filter(|path| std::fs::remove_dir(path).is_err() && path.exists()).count()
+            > 0
+            && Instant::now() < deadline
+        {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if self.options.on_host_network {
+            let _ = Command::new("ip").args(["link", "delete", &self.bridge]).stderr(Stdio::null()).status();
+        } else {
+            let _ = Command::new("ip").args(["netns", "delete", &self.name()]).stderr(Stdio::null()).status();
+        }
         let _ = std::fs::remove_dir_all(&self.state);
         for part in ["data", "pods", "logs"] {
             let _ = std::fs::remove_dir_all(self.disk.join(part));
@@ -321,12 +402,21 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if matches!(self.agent.try_wait(), Ok(None)) {
-            let _ = self.ask(&["stop-pods", "--timeout", "30"]);
+        // After a failure; a node that was stopped has nothing left to remove.
+        if self.state.exists() {
             self.end_agent();
             self.remove();
         }
     }
+}
+
+/// Runs `ip` of iproute2.
+fn ip(words: &[&str]) -> Result<()> {
+    let output = Command::new("ip").args(words).output().context("cannot start ip; install iproute2")?;
+    if !output.status.success() {
+        bail!("ip {}: {}", words.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
 }
 
 /// Proportional set size of a process, in KiB.

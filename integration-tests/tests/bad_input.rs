@@ -56,7 +56,8 @@ fn pods_that_cannot_start_say_why() {
     fixture.wait_pod("missing", "the image cannot be pulled", |pod| {
         waiting(pod, &["ErrImagePull", "ImagePullBackOff"])
     });
-    let invalid = pod("invalid", &["sleep"], "").replace("example.coracle/example:1", "UPPER/case");
+    let invalid =
+        pod("invalid", &["sleep"], "").replace("example.coracle/example:1", "example.coracle/UPPER:1");
     fixture.put("invalid.yaml", &invalid);
     fixture.wait_pod("invalid", "the image's name is no name", |pod| waiting(pod, &["InvalidImageName"]));
     fixture.put(

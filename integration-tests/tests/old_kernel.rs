@@ -10,7 +10,7 @@ use support::{Fixture, LIMIT, is_running, pod};
 #[test]
 fn pods_run_with_the_system_calls_of_linux_4_9() {
     let wrapper = vec![env!("CARGO_BIN_EXE_old_kernel").to_owned()];
-    let mut fixture = Fixture::start_with("old-kernel", Options { wrapper, flags: Vec::new() });
+    let mut fixture = Fixture::start_with("old-kernel", Options { wrapper, ..Options::default() });
     let on_bridge = pod("bridge", &["sleep"], "").replace("hostNetwork: true", "hostNetwork: false");
     fixture.put("bridge.yaml", &on_bridge);
     let limits = "    resources: {limits: {memory: 16Mi, cpu: 500m}}\n    securityContext: {readOnlyRootFilesystem: true, runAsUser: 1000}\n";

@@ -35,7 +35,7 @@ pub(crate) fn run() -> Result<()> {
         println!("{}", node.ask(arguments)?);
     }
     println!("$ GET http://127.0.0.1:18080/ (hostPort of the pod web)");
-    println!("{}", get("127.0.0.1:18080")?);
+    println!("{}", node.in_network(|| get("127.0.0.1:18080"))?);
     show_memory(&node)?;
     node.stop()?;
     println!("The pods are stopped and everything the demo made is gone; run it yourself:");

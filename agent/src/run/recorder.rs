@@ -33,10 +33,13 @@ pub(super) async fn record(state_dir: PathBuf, node: Arc<Node>) {
                 if changed.is_err() {
                     return;
                 }
-                tokio::time::sleep(TOGETHER).await;
                 trim = true;
                 let views = statuses.borrow_and_update().clone();
-                write_pods(&state_dir, &node, &views, &mut written)
+                let result = write_pods(&state_dir, &node, &views, &mut written);
+                drop(views);
+                // The first change is written at once, those that follow close upon it together.
+                tokio::time::sleep(TOGETHER).await;
+                result
             }
             // Cancel-safe: an event is either received or stays in the channel.
             event = live.recv() => match event {

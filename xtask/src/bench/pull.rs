@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use coracle_integration_tests::example_image;
-use coracle_integration_tests::node::Node;
+use coracle_integration_tests::node::{Node, Options};
 
 use super::{Report, percentile};
 use crate::{artifacts, process, setup};
@@ -50,11 +50,13 @@ pub(crate) fn run() -> Result<()> {
     let archive = folder.join("example.tar");
     example_image::write(&built.example, &archive)?;
 
+    let options = Options { on_host_network: true, ..Options::default() };
+    let start = || Node::start_with(&built, "bench-pull", &manifests, &archive, options.clone());
     let registry = Registry::start(&tools, "0")?;
     let image = format!("{}/bench:1", registry.host);
     let (mut ours, mut theirs) = (Side::default(), Side::default());
     for _ in 0..ROUNDS {
-        let node = Node::start(&built, "bench-pull", &manifests, &archive)?;
+        let node = start()?;
         ours.add(watch(&[node.agent_pid()], || node.ask(&["images", "pull", &image]))?);
         node.stop()?;
         let containerd = Containerd::start(&folder)?;
@@ -69,11 +71,11 @@ pub(crate) fn run() -> Result<()> {
     drop(registry);
 
     let registry = Registry::start(&tools, CUTS)?;
-    let node = Node::start(&built, "bench-pull", &manifests, &archive)?;
-    let start = Instant::now();
+    let node = start()?;
+    let begun = Instant::now();
     let told = node.ask(&["images", "pull", &format!("{}/bench:1", registry.host)])?;
     ensure!(told.contains(&registry.id), "the pull that was cut gave {told:?}, not {}", registry.id);
-    report.add("pull_cut_s", "s", "20 cuts", start.elapsed().as_secs_f64(), None);
+    report.add("pull_cut_s", "s", "20 cuts", begun.elapsed().as_secs_f64(), None);
     node.stop()?;
     report.write()
 }
