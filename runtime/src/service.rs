@@ -138,6 +138,12 @@ impl Runtime {
             return Err(StartError::NoShim { path: config.shim.clone() });
         }
         let maker = choose_maker(&config)?;
+        match tokio::task::spawn_blocking(crate::spec::apparmor::load_default).await {
+            Ok(Err(error)) => {
+                tracing::warn!(error = %crate::service_error::chain(&error), "pods run without the default AppArmor profile");
+            }
+            Ok(Ok(())) | Err(_) => {}
+        }
         let host = HostFacts::gather()
             .map_err(|source| StartError::Folder { path: PathBuf::from("/proc/self"), source })?;
         let images = images::open(&config).await?;
@@ -168,6 +174,16 @@ impl Runtime {
         self.engine.tasks.close();
         if tokio::time::timeout(bound, self.engine.tasks.wait()).await.is_err() {
             tracing::warn!(tasks = self.engine.tasks.len(), "runtime closes with calls under way");
+        }
+        // Spares the check of every layer after the next boot.
+        match tokio::time::timeout(bound, self.engine.images.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(error = %crate::service_error::chain(&error), "the image store is not closed well");
+            }
+            Err(_) => {
+                tracing::warn!("images are still being fetched; their layers are checked at the next boot")
+            }
         }
     }
 

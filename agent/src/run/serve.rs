@@ -133,7 +133,10 @@ async fn events(node: &Node, follow: bool, answers: &mut Answers) -> Result<()> 
     for event in past {
         answers.send(&Answer::Event(Box::new((*event).clone()))).await?;
     }
-    while follow {
+    if !follow {
+        return Ok(());
+    }
+    loop {
         match live.recv().await {
             Ok(event) => answers.send(&Answer::Event(Box::new((*event).clone()))).await?,
             // A slow reader has missed some; those that come are still worth reading.
@@ -141,5 +144,4 @@ async fn events(node: &Node, follow: bool, answers: &mut Answers) -> Result<()> 
             Err(broadcast::error::RecvError::Closed) => return Ok(()),
         }
     }
-    Ok(())
 }

@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 
 use super::bytes::ByteString;
 
-
 use super::time::Time;
 use super::unused::Unused;
 

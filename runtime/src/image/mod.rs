@@ -39,7 +39,9 @@ pub use platform::Platform;
 pub use protocol::Progress;
 pub use record::{Empty, Image, ImageConfig};
 pub use reference::{InvalidReference, Reference};
-pub use registries::{AuthEntry, Credentials, Endpoint, InvalidRewrite, Mirror, Registries, RegistryConfig, Tls};
+pub use registries::{
+    AuthEntry, Credentials, Endpoint, InvalidRewrite, Mirror, Registries, RegistryConfig, Tls,
+};
 pub use store::{ImageStore, Options, Usage};
 pub use unpack::Limits;
 pub use worker::worker_main;

@@ -2,6 +2,7 @@
 //!
 //! `$CORACLE_SHIM` names the shim, `$CORACLE_TEST_MAKER` an OCI runtime instead of our own.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
+#![allow(clippy::print_stderr, reason = "what a failed test left is told")]
 #![allow(clippy::unwrap_used, reason = "tests say what they expect with unwrap")]
 
 use std::fs;
