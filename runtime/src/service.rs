@@ -138,11 +138,10 @@ impl Runtime {
             return Err(StartError::NoShim { path: config.shim.clone() });
         }
         let maker = choose_maker(&config)?;
-        match tokio::task::spawn_blocking(crate::spec::apparmor::load_default).await {
-            Ok(Err(error)) => {
-                tracing::warn!(error = %crate::service_error::chain(&error), "pods run without the default AppArmor profile");
-            }
-            Ok(Ok(())) | Err(_) => {}
+        let loaded = tokio::task::spawn_blocking(crate::spec::apparmor::load_default).await;
+        if let Ok(Err(error)) = loaded {
+            let error = crate::service_error::chain(&error);
+            tracing::warn!(%error, "pods run without the default AppArmor profile");
         }
         let host = HostFacts::gather()
             .map_err(|source| StartError::Folder { path: PathBuf::from("/proc/self"), source })?;
