@@ -1,6 +1,7 @@
 //! How long each call of a pod's life takes: `pod_times SHIM LAYOUT IMAGE COUNT [cni]`, times in milliseconds.
 //!
-//! LAYOUT is an OCI layout or an archive that holds IMAGE. Runs in a temporary folder and cleans up after itself.
+//! LAYOUT is an OCI layout or an archive that holds IMAGE. `$CORACLE_HELPER` names another executable than this
+//! one as maker and image worker. Runs in a temporary folder and cleans up after itself.
 #![allow(clippy::print_stdout, reason = "it is a command")]
 #![allow(clippy::unwrap_used, reason = "a bench ends at the first thing that is wrong")]
 
@@ -67,6 +68,9 @@ async fn run() {
     let base = dir.path().to_str().unwrap().to_owned();
     std::fs::create_dir(format!("{base}/logs")).unwrap();
     let mut config = Config::new(format!("{base}/root"), format!("{base}/state"), &words[0]);
+    if let Some(helper) = std::env::var_os("CORACLE_HELPER") {
+        config.helper = helper.into();
+    }
     config.shim_cgroup = format!("/coracle-pod-times-{}/shims", std::process::id());
     config.cni.conf_dir = format!("{base}/net.d").into();
     config.cni.default = Some(BridgeNetwork { bridge: "cortimes0".into(), subnet: "10.198.0.0/16".into() });

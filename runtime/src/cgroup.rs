@@ -494,9 +494,9 @@ mod tests {
         let parent = path.rsplit_once('/').unwrap().0.to_owned();
         assert!(cgroups.ensure(&path).unwrap());
         assert!(!cgroups.ensure(&path).unwrap());
-        let mut child = tokio::process::Command::new("sleep").arg("1000").spawn().unwrap();
-        for tree in cgroups.trees() {
-            fs::write(below(tree, &path).join("cgroup.procs"), child.id().unwrap().to_string()).unwrap();
+        let mut child = tokio::process::Command::new("sleep").arg("1000").kill_on_drop(true).spawn().unwrap();
+        for dir in cgroups.trees().map(|tree| below(tree, &path)).filter(|dir| dir.exists()) {
+            fs::write(dir.join("cgroup.procs"), child.id().unwrap().to_string()).unwrap();
         }
         assert_eq!(cgroups.members(&parent), [child.id().unwrap()]);
         let killed = cgroups.kill(&parent);

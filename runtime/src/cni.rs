@@ -132,9 +132,13 @@ impl Cni {
 
     /// The network that a pod would join now, with every plugin of it in place.
     pub(crate) fn network(&self) -> Result<Conflist, CniError> {
+        self.network_for(true)
+    }
+
+    fn network_for(&self, host_ports: bool) -> Result<Conflist, CniError> {
         let conflist = match conflist::first_in(&self.config.conf_dir)? {
             Some(conflist) => conflist,
-            None => self.default_network()?,
+            None => self.default_network(host_ports)?,
         };
         for plugin in conflist.executables() {
             self.find(plugin)?;
@@ -142,7 +146,7 @@ impl Cni {
         Ok(conflist)
     }
 
-    fn default_network(&self) -> Result<Conflist, CniError> {
+    fn default_network(&self, host_ports: bool) -> Result<Conflist, CniError> {
         let Some(default) = &self.config.default else {
             return Err(CniError::NotReady(format!(
                 "no network configuration in {}; put a conflist there, or let the default network be used",
@@ -152,7 +156,7 @@ impl Cni {
         let cidr = self.pod_cidr.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let network =
             BridgeNetwork { subnet: cidr.unwrap_or_else(|| default.subnet.clone()), ..default.clone() };
-        Ok(conflist::bridge(&network, &self.state.join("networks")))
+        Ok(conflist::bridge(&network, &self.state.join("networks"), host_ports))
     }
 
     fn find(&self, plugin: &str) -> Result<PathBuf, CniError> {
@@ -172,7 +176,7 @@ impl Cni {
     ///
     /// After an error, or a crash at any point, [`Cni::detach`] gives back whatever was taken.
     pub(crate) async fn attach(&self, attachment: &Attachment) -> Result<Vec<String>, CniError> {
-        let conflist = self.network()?;
+        let conflist = self.network_for(attachment.capabilities.contains_key("portMappings"))?;
         let mut kept = Kept {
             version: 1,
             conflist: conflist.raw.clone(),

@@ -292,6 +292,7 @@ mod tests {
         };
         let mut wait = Box::pin(wait);
         let (state, server) = tokio::select! {
+            biased;
             _ = &mut wait => panic!("Wait was not answered"),
             both = async { tokio::join!(state, serve) } => both,
         };

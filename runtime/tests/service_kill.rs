@@ -64,13 +64,20 @@ fn pod(dir: &Path, cgroup: &str, name: &str, kind: u64) -> PodSandboxConfig {
     }
 }
 
+/// The digits of a node's cgroup, with which the numbers of its processes begin.
+fn prefix(cgroup: &str) -> String {
+    let digits: String = cgroup.split('/').nth(1).unwrap().chars().filter(char::is_ascii_digit).collect();
+    format!("7{digits}7")
+}
+
 /// A container whose only process is known by a number of its own.
 async fn run_container(
     runtime: &Runtime,
     sandbox: &str,
     pod: &PodSandboxConfig,
 ) -> Result<(), coracle_cri::Status> {
-    let marker = format!("{}", 100_000 + Random::new().below(1 << 40));
+    let parent = &pod.linux.as_ref().unwrap().cgroup_parent;
+    let marker = format!("{}{}", prefix(parent), 100_000 + Random::new().below(1 << 20));
     let context = pod.linux.clone().unwrap().security_context.unwrap();
     let config = ContainerConfig {
         metadata: Some(ContainerMetadata { name: "main".into(), attempt: 0 }),
@@ -137,14 +144,15 @@ async fn churn(dir: PathBuf, name: String) {
     tokio::join!(worker(0, runtime.clone()), worker(1, runtime.clone()), worker(2, runtime.clone()));
 }
 
-/// How many processes run each marker.
-fn markers() -> BTreeMap<String, usize> {
+/// How many processes of a node run each marker.
+fn markers(node: &Node) -> BTreeMap<String, usize> {
+    let prefix = prefix(&node.cgroup);
     let mut found = BTreeMap::new();
     for path in service_support::entries(Path::new("/proc")) {
         let Ok(line) = fs::read(path.join("cmdline")) else { continue };
         let mut words = line.split(|byte| *byte == 0).map(String::from_utf8_lossy);
         if words.next().as_deref() == Some("sleep")
-            && let Some(marker) = words.next().filter(|word| word.len() > 5)
+            && let Some(marker) = words.next().filter(|word| word.starts_with(&prefix))
         {
             *found.entry(marker.into_owned()).or_default() += 1;
         }
@@ -153,13 +161,12 @@ fn markers() -> BTreeMap<String, usize> {
 }
 
 /// Every running container has its process once, and nothing else runs that this test started.
-async fn check(node: &Node, before: &BTreeMap<String, usize>, round: usize) {
+async fn check(node: &Node, round: usize) {
     let request = ListContainersRequest::default();
     let containers = node.runtime().list_containers(request).await.unwrap().containers;
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
-        let mut running = markers();
-        running.retain(|marker, _| !before.contains_key(marker));
+        let running = markers(node);
         let mut expected = BTreeMap::new();
         for container in &containers {
             let status = node.status(&container.id).await;
@@ -189,7 +196,6 @@ async fn killed_at_random_moments_nothing_is_lost_doubled_or_left() {
         return;
     }
     let kills: usize = std::env::var("CORACLE_TEST_KILLS").map_or(12, |text| text.parse().unwrap());
-    let before = markers();
     let mut node = Node::with(network).await;
     fs::create_dir(node.logs()).unwrap();
     let keep = pod(node.dir.path(), &node.cgroup, SURVIVOR, 0);
@@ -219,7 +225,7 @@ async fn killed_at_random_moments_nothing_is_lost_doubled_or_left() {
         victim.kill().unwrap();
         victim.wait().unwrap();
         node.restart().await;
-        check(&node, &before, round).await;
+        check(&node, round).await;
         assert_eq!(node.status(&kept).await, first, "round {round}: the survivor changed");
     }
     for sandbox in sandboxes(node.runtime()).await {
@@ -252,7 +258,6 @@ async fn live(node: &Node, lane: u64, rounds: usize) {
 
 #[tokio::test]
 async fn shims_and_makers_killed_at_random_take_only_their_own_pods() {
-    let before = markers();
     let node = Node::start().await;
     fs::create_dir(node.logs()).unwrap();
     let done = std::cell::Cell::new(false);
@@ -277,10 +282,10 @@ async fn shims_and_makers_killed_at_random_take_only_their_own_pods() {
     };
     let (killed, ()) = tokio::join!(killer, lives);
     assert!(killed > 10, "only {killed} helpers were killed");
-    check(&node, &before, killed).await;
+    check(&node, killed).await;
     for sandbox in sandboxes(node.runtime()).await {
         node.remove_sandbox(&sandbox.id).await;
     }
-    check(&node, &before, killed).await;
+    check(&node, killed).await;
     node.finish().await;
 }

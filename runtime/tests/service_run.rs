@@ -80,6 +80,29 @@ async fn stop_gives_grace_and_then_kills() {
 }
 
 #[tokio::test]
+async fn a_fork_bomb_ends_with_its_pod() {
+    let node = Node::start().await;
+    let pod = node.sandbox("bomb");
+    let sandbox = node.run_sandbox(&pod).await;
+    // The kubelet limits the processes of a pod in the pod's cgroup.
+    let pods = format!("{}/pods/bomb/pids.max", node.cgroup.trim_start_matches('/'));
+    let limited = service_support::entries(std::path::Path::new("/sys/fs/cgroup"))
+        .iter()
+        .chain([&std::path::PathBuf::from("/sys/fs/cgroup")])
+        .filter(|tree| fs::write(tree.join(&pods), "150").is_ok())
+        .count();
+    assert_eq!(limited, 1);
+    let bomb =
+        "echo armed; bomb() { bomb 2>/dev/null | bomb 2>/dev/null & }; while :; do bomb 2>/dev/null; done";
+    let id = node.run(&sandbox, &pod, "main", bomb).await;
+    node.log_has(&id, "armed").await;
+    node.stop_container(&id, 0).await;
+    assert_eq!(node.status(&id).await.state(), ContainerState::ContainerExited);
+    node.remove_sandbox(&sandbox).await;
+    node.finish().await;
+}
+
+#[tokio::test]
 async fn commands_run_in_a_container_with_output_exit_code_and_deadline() {
     let node = Node::start().await;
     let pod = node.sandbox("execs");

@@ -113,31 +113,27 @@ pub(crate) fn first_in(dir: &Path) -> Result<Option<Conflist>, CniError> {
         .ok_or_else(|| problem("it needs a name and at least one plugin, each with a type".into()))
 }
 
-/// The default network: a bridge that is the pods' gateway, source NAT, host ports.
-pub(crate) fn bridge(network: &BridgeNetwork, leases: &Path) -> Conflist {
+/// The default network: a bridge that is the pods' gateway, source NAT, and host ports for a pod that has some.
+pub(crate) fn bridge(network: &BridgeNetwork, leases: &Path, host_ports: bool) -> Conflist {
     let everywhere = if network.subnet.contains(':') { "::/0" } else { "0.0.0.0/0" };
-    Conflist {
-        raw: json!({
-            "cniVersion": "1.0.0",
-            "name": "coracle",
-            "plugins": [
-                {
-                    "type": "bridge",
-                    "bridge": network.bridge,
-                    "isGateway": true,
-                    "ipMasq": true,
-                    "hairpinMode": true,
-                    "ipam": {
-                        "type": "host-local",
-                        "ranges": [[{"subnet": network.subnet}]],
-                        "routes": [{"dst": everywhere}],
-                        "dataDir": leases,
-                    },
-                },
-                {"type": "portmap", "capabilities": {"portMappings": true}},
-            ],
-        }),
+    let mut plugins = vec![json!({
+        "type": "bridge",
+        "bridge": network.bridge,
+        "isGateway": true,
+        "ipMasq": true,
+        "hairpinMode": true,
+        "ipam": {
+            "type": "host-local",
+            "ranges": [[{"subnet": network.subnet}]],
+            "routes": [{"dst": everywhere}],
+            "dataDir": leases,
+        },
+    })];
+    // Executing a plugin that has nothing to do would cost every pod a tenth of its start.
+    if host_ports {
+        plugins.push(json!({"type": "portmap", "capabilities": {"portMappings": true}}));
     }
+    Conflist { raw: json!({"cniVersion": "1.0.0", "name": "coracle", "plugins": plugins}) }
 }
 
 /// The addresses in a result of any version of the specification, the primary first.
@@ -190,7 +186,7 @@ mod tests {
     #[test]
     fn a_plugin_gets_name_version_previous_result_and_only_the_capabilities_it_declares() {
         let network = BridgeNetwork { bridge: "b0".into(), subnet: "10.1.0.0/24".into() };
-        let list = bridge(&network, Path::new("/leases"));
+        let list = bridge(&network, Path::new("/leases"), true);
         let capabilities = json!({"portMappings": [{"hostPort": 80}], "dns": {}});
         let previous = json!({"ips": []});
         let configs: Vec<Value> = list

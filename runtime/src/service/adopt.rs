@@ -32,7 +32,9 @@ impl Engine {
         if !same_boot {
             tracing::info!(pods = sandboxes.records.len(), "records of an earlier boot: pods start afresh");
         }
-        self.end_strays();
+        let made =
+            sandboxes.records.iter().filter(|record| same_boot && record.phase != SandboxPhase::Creating);
+        self.end_strays(&made.map(|record| record.id.as_str()).collect());
         for record in sandboxes.records {
             self.adopt_sandbox_record(record);
         }

@@ -79,16 +79,23 @@ impl Engine {
         }
     }
 
-    /// Ends processes that a killed runtime left in the middle of an act: network plugins that still run for
-    /// one of our sandboxes. Their work is undone afterwards, so it must have stopped.
-    pub(crate) fn end_strays(&self) {
-        let pins = self.layout.sandboxes();
+    /// Ends processes that a killed runtime left in the middle of an act: network plugins that still work for one
+    /// of our sandboxes, and shims that were starting for a sandbox that is not in `keep`. Their work is undone
+    /// afterwards, so it must have stopped.
+    pub(crate) fn end_strays(&self, keep: &HashSet<&str>) {
+        let (pins, shims) = (self.layout.sandboxes(), self.layout.shims());
         for pid in processes() {
-            let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else { continue };
-            if is_plugin_of(&environment, &pins)
+            let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            let plugin = || is_plugin_of(&read("environ"), &pins);
+            let shim = || shim_of(&read("cmdline"), &shims).is_some_and(|id| !keep.contains(id.as_str()));
+            if (shim() || plugin())
                 && let Some(pid) = Pid::from_raw(pid)
             {
-                tracing::warn!(pid = pid.as_raw_nonzero(), "a network plugin of the last run is ended");
+                tracing::warn!(
+                    pid = pid.as_raw_nonzero(),
+                    "a process that the last run left in the middle is ended"
+                );
+                // One that ended meanwhile is what we want.
                 let _ = kill_process(pid, Signal::KILL);
             }
         }
@@ -110,6 +117,17 @@ fn is_plugin_of(environment: &[u8], pins: &Path) -> bool {
         .split(|byte| *byte == 0)
         .filter_map(|variable| variable.strip_prefix(b"CNI_NETNS="))
         .any(|netns| netns.starts_with(pins.as_os_str().as_bytes()))
+}
+
+/// The sandbox for which a command line runs a shim of ours, whose sockets lie in `shims`.
+fn shim_of(command_line: &[u8], shims: &Path) -> Option<String> {
+    let words: Vec<&str> = command_line
+        .split(|byte| *byte == 0)
+        .map(|word| std::str::from_utf8(word).unwrap_or_default())
+        .collect();
+    let value = |option: &str| words.iter().position(|word| *word == option).and_then(|at| words.get(at + 1));
+    let ours = words.get(1) == Some(&"serve") && Path::new(value("--socket")?).parent() == Some(shims);
+    ours.then(|| value("--id").map(|id| (*id).to_owned()))?
 }
 
 fn processes() -> Vec<i32> {
@@ -145,5 +163,12 @@ mod tests {
         let environment = b"PATH=/bin\0CNI_NETNS=/run/coracle/sandboxes/abc/ns/net\0";
         assert!(is_plugin_of(environment, Path::new("/run/coracle/sandboxes")));
         assert!(!is_plugin_of(environment, Path::new("/run/other")));
+    }
+
+    #[test]
+    fn a_shim_is_known_by_where_its_socket_lies() {
+        let line = b"/usr/bin/coracle-shim\0serve\0--socket\0/run/coracle/shims/abc\0--id\0abcdef\0";
+        assert_eq!(shim_of(line, Path::new("/run/coracle/shims")).as_deref(), Some("abcdef"));
+        assert_eq!(shim_of(line, Path::new("/run/other/shims")), None);
     }
 }
