@@ -82,6 +82,27 @@ pub enum StartError {
 }
 
 /// An embedded container runtime. Dropping it leaves every container running; the next one adopts them.
+///
+/// Its calls are those of [`coracle_cri::RuntimeService`] and [`coracle_cri::ImageService`].
+///
+/// ```no_run
+/// use coracle_cri::RuntimeService as _;
+/// use coracle_cri::v1::VersionRequest;
+/// use coracle_runtime::{Config, Runtime};
+///
+/// fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     // Containers are made and images unpacked by executions of this very program.
+///     coracle_runtime::run_helper();
+///     let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+///     tokio.block_on(async {
+///         let config = Config::new("/var/lib/coracle", "/run/coracle", "/usr/libexec/coracle-shim");
+///         let runtime = Runtime::start(config).await?;
+///         let version = runtime.version(VersionRequest::default()).await?;
+///         assert_eq!(version.runtime_name, "coracle");
+///         Ok(())
+///     })
+/// }
+/// ```
 pub struct Runtime {
     pub(crate) engine: Arc<Engine>,
 }

@@ -251,7 +251,7 @@ async fn live(node: &Node, lane: u64, rounds: usize) {
             && let Err(error) = node.runtime().remove_pod_sandbox(request).await
         {
             // A helper that dies in the middle of a removal: the next try must succeed.
-            eprintln!("removal failed once: {error}");
+            tracing::warn!(%error, "removal failed once");
         }
     }
 }
