@@ -149,12 +149,13 @@ impl Cgroups {
         else {
             return Ok(());
         };
-        if fs::write(dir.join("cgroup.kill"), "1").is_err() {
-            kill_frozen(&dir)?;
-        }
         let deadline = tokio::time::Instant::now() + KILL_BOUND;
         let mut pause = Duration::from_millis(1);
         loop {
+            // Once is enough where the kernel kills the whole cgroup (Linux 5.14); by hand it takes turns.
+            if fs::write(dir.join("cgroup.kill"), "1").is_err() {
+                kill_frozen(&dir)?;
+            }
             let pids = processes(&dir).map_err(|source| CgroupError::Kill { path: dir.clone(), source })?;
             if pids.is_empty() {
                 return Ok(());
@@ -162,7 +163,6 @@ impl Cgroups {
             if tokio::time::Instant::now() >= deadline {
                 return Err(CgroupError::Survivors { path: dir, pids });
             }
-            kill_all(&pids);
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(100));
         }
@@ -390,17 +390,21 @@ fn delegate_controllers(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Kills with the version 1 freezer, or plainly where there is none.
+/// Kills what was listed while nothing could fork: frozen, or plainly where there is no freezer.
 fn kill_frozen(dir: &Path) -> Result<(), CgroupError> {
     let kill = |source| CgroupError::Kill { path: dir.into(), source };
-    let state = dir.join("freezer.state");
-    let frozen = fs::write(&state, "FROZEN").is_ok();
+    // An ended container leaves an empty cgroup: nearly every call is for one of those.
+    if processes(dir).map_err(kill)?.is_empty() {
+        return Ok(());
+    }
+    let freezers = [("freezer.state", "FROZEN", "THAWED"), ("cgroup.freeze", "1", "0")];
+    let frozen = freezers.iter().find(|(file, freeze, _)| fs::write(dir.join(file), freeze).is_ok());
     let listed = processes(dir).map_err(kill);
     if let Ok(pids) = &listed {
         kill_all(pids);
     }
-    if frozen {
-        fs::write(&state, "THAWED").map_err(kill)?;
+    if let Some((file, _, thaw)) = frozen {
+        fs::write(dir.join(file), thaw).map_err(kill)?;
     }
     listed.map(drop)
 }
