@@ -227,6 +227,25 @@ impl Cni {
         errors
     }
 
+    /// Removes what a kill in the middle of keeping a result has left. Called before any pod is made.
+    pub(crate) fn sweep_drafts(&self) {
+        let entries = fs::read_dir(self.state.join("results")).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| entry.file_name().as_encoded_bytes().ends_with(b".new")) {
+            // One that stays harms nothing and is tried again at the next start.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+
+    /// Removes records that a kill left half written. What they announce was not begun.
+    pub(crate) fn remove_half_written(&self) {
+        let Ok(entries) = fs::read_dir(self.state.join("results")) else { return };
+        for entry in entries.flatten().filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b"."))
+        {
+            // The next start tries again.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+
     /// Ids of the sandboxes for which something is kept.
     pub(crate) fn attached(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(self.state.join("results")) else { return Vec::new() };

@@ -176,6 +176,9 @@ async fn half_made_and_unreadable_things_are_torn_down() {
     // Layers and bundles that nothing names.
     fs::create_dir_all(node.config.root.join("containers/feed/upper")).unwrap();
     fs::create_dir_all(node.state().join("containers/feed/rootfs")).unwrap();
+    // A network record that a kill cut off before its rename.
+    fs::create_dir_all(node.state().join("cni/results")).unwrap();
+    fs::write(node.state().join("cni/results/.feed.new"), "{").unwrap();
     node.restart().await;
 
     let ids: Vec<String> = containers(&node).await.into_iter().map(|container| container.id).collect();

@@ -38,6 +38,8 @@ impl Engine {
                 report(id, remove(self.layout.maker_root().join(&name)).await);
             }
         }
+        self.cni.sweep_drafts();
+        self.cni.remove_half_written();
         for id in self.cni.attached().into_iter().filter(|id| !sandboxes.contains(id)) {
             for error in self.cni.detach(&id).await {
                 tracing::warn!(sandbox = %id, error = %chain(&error), "a swept sandbox keeps its network");
