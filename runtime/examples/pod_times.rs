@@ -140,4 +140,10 @@ async fn run() {
     drop(runtime);
     let state = std::fs::canonicalize(format!("{base}/state")).unwrap();
     rustix::mount::unmount(state, rustix::mount::UnmountFlags::DETACH).unwrap();
+    for tree in std::fs::read_dir("/sys/fs/cgroup").unwrap() {
+        let dir = tree.unwrap().path().join(format!("coracle-pod-times-{}", std::process::id()));
+        // A tree without our cgroups has nothing to remove.
+        let _ = std::fs::remove_dir(dir.join("shims"));
+        let _ = std::fs::remove_dir(dir);
+    }
 }
