@@ -225,10 +225,10 @@ impl Node {
 
     /// Cgroups of pods under the node's own.
     fn pod_cgroups(&self) -> Vec<PathBuf> {
+        let own = self.name();
         let is_pod = |path: &PathBuf| {
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            name.contains("pod") && !name.starts_with("kubepods")
-                || path.parent().is_some_and(|p| p.ends_with("pod"))
+            name != own && (name.starts_with("pod") || name.contains("-pod"))
         };
         self.cgroups().into_iter().filter(is_pod).collect()
     }

@@ -112,3 +112,17 @@ fn settings_change_in_a_running_pod() {
     assert_eq!(same["status"]["containerStatuses"][0]["restartCount"].as_i64().unwrap_or(0), 0);
     fixture.finish();
 }
+
+#[test]
+fn a_volume_that_outgrows_its_limit_evicts_the_pod() {
+    let mut fixture = Fixture::start("eviction");
+    let volumes = "    volumeMounts: [{name: data, mountPath: /data}]\n  initContainers:\n  - name: fill\n    \
+         image: example.coracle/example:1\n    args: [write, /data/file, more than one byte]\n    \
+         volumeMounts: [{name: data, mountPath: /data}]\n  volumes: [{name: data, emptyDir: {sizeLimit: \"1\"}}]\n";
+    fixture.put("full.yaml", &pod("full", &["sleep"], volumes));
+    let evicted = fixture.wait_pod("full", "the pod is evicted", |pod| pod["status"]["phase"] == "Failed");
+    assert_eq!(evicted["status"]["reason"], "Evicted", "{evicted}");
+    let message = evicted["status"]["message"].as_str().unwrap();
+    assert!(message.starts_with("Usage of EmptyDir volume \"data\" exceeds the limit"), "{message}");
+    fixture.finish();
+}

@@ -261,13 +261,15 @@ mod tests {
     use tokio::io::AsyncReadExt as _;
     use tokio::net::UnixListener;
 
-    async fn request(stream: &mut UnixStream) -> u32 {
+    /// Stream and method of the next request.
+    async fn request(stream: &mut UnixStream) -> (u32, String) {
         let mut header = [0; 10];
         stream.read_exact(&mut header).await.unwrap();
         let header = coracle_shim::protocol::Header::parse(&header).unwrap();
         let mut payload = vec![0; header.len as usize];
         stream.read_exact(&mut payload).await.unwrap();
-        header.stream_id
+        let request = coracle_shim::protocol::Request::decode(payload.as_slice()).unwrap();
+        (header.stream_id, request.method)
     }
 
     #[tokio::test]
@@ -283,11 +285,11 @@ mod tests {
         let wait = client.call_unbounded::<method::Wait>(&wait_request);
         let state = client.call::<method::State>(&state_request, Duration::from_secs(5));
         let serve = async {
-            let _first = request(&mut server).await;
-            let second = request(&mut server).await;
+            let requests = [request(&mut server).await, request(&mut server).await];
+            let (second, _) = requests.iter().find(|(_, method)| method == "State").unwrap();
             let answer = task::StateResponse { pid: 7, ..Default::default() };
             let response = Response { status: None, payload: answer.encode_to_vec() };
-            server.write_all(&frame::encode(Kind::Response, second, &response)).await.unwrap();
+            server.write_all(&frame::encode(Kind::Response, *second, &response)).await.unwrap();
             server
         };
         let mut wait = Box::pin(wait);

@@ -55,6 +55,10 @@ impl Resources for PodResources {
         PodResources::refresh(self, pod).await.map_err(|error| step(error.reason(), &error))
     }
 
+    async fn over_limit(&self, pod: &Pod) -> Vec<String> {
+        self.volumes_over_limit(pod).await
+    }
+
     async fn on_disk(&self) -> Result<Vec<String>, StepError> {
         let resources = self.clone();
         let listed = tokio::task::spawn_blocking(move || resources.pods_on_disk()).await;

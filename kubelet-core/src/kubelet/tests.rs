@@ -49,6 +49,8 @@ struct Disk {
     /// How often volumes were rendered anew, and how many of the next tries fail.
     refreshed: AtomicU32,
     refresh_failures: AtomicU32,
+    /// What `over_limit` answers.
+    over_limit: Mutex<Vec<String>>,
     log_root: Mutex<String>,
 }
 
@@ -64,6 +66,10 @@ impl Resources for Disk {
         }
         *self.prepared.lock().unwrap().entry(pod.metadata.uid.to_string()).or_default() += 1;
         Ok(())
+    }
+
+    async fn over_limit(&self, _pod: &Pod) -> Vec<String> {
+        self.over_limit.lock().unwrap().clone()
     }
 
     fn sandbox_config(&self, pod: &Pod, attempt: u32) -> Result<PodSandboxConfig, StepError> {

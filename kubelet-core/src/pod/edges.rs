@@ -48,6 +48,9 @@ pub(crate) trait Resources: Send + Sync {
     /// Renders the volumes of a running pod anew whose sources changed.
     async fn refresh(&self, pod: &Pod) -> Result<(), StepError>;
 
+    /// One message for each disk emptyDir that holds more than its sizeLimit. Walks the volumes: ask seldom.
+    async fn over_limit(&self, pod: &Pod) -> Vec<String>;
+
     /// UIDs of pods that have something on this node's disk.
     async fn on_disk(&self) -> Result<Vec<String>, StepError>;
 

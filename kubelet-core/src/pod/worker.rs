@@ -6,6 +6,7 @@
 //! gone from runtime and disk, or at once when the agent drains.
 
 mod ending;
+mod usage;
 mod wake;
 
 use std::collections::BTreeMap;
@@ -100,6 +101,8 @@ pub(crate) struct Worker {
     last_plan: Option<Plan>,
     /// When to render configMaps, secrets and fields into the pod's volumes again (since boot).
     refresh_at: Option<Duration>,
+    /// When to look again at what the pod's volumes hold (since boot).
+    usage_at: Duration,
 }
 
 /// What a sync leads to.
@@ -138,6 +141,7 @@ impl Worker {
             last_plan: None,
             // What changed while no agent ran is rendered at once.
             refresh_at: (!setup.fresh).then_some(Duration::ZERO),
+            usage_at: Duration::ZERO,
         }
     }
 
@@ -166,6 +170,7 @@ impl Worker {
             return Next::Wait(Some(self.hold("")));
         }
         self.check_deadline();
+        self.check_usage().await;
         self.report(false);
         if self.status.as_ref().is_some_and(|s| is_terminal_phase(&s.phase)) {
             return Next::Terminate;
@@ -340,7 +345,8 @@ impl Worker {
     fn next_deadline(&self, plan: &Plan) -> Option<Duration> {
         let waits = plan.waits.iter().map(|wait| wait.until);
         let active = self.active_until().filter(|_| self.eviction.is_none());
-        waits.chain(self.held.values().copied()).chain(active).min()
+        let usage = (self.eviction.is_none() && self.has_bounded_volumes()).then_some(self.usage_at);
+        waits.chain(self.held.values().copied()).chain(active).chain(usage).min()
     }
 
     /// Counts a failure of a container, or of the pod, and says when to try again.

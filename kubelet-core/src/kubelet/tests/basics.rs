@@ -104,3 +104,22 @@ async fn an_ephemeral_container_is_added_once() {
     assert_eq!(options.pid(), NamespaceMode::Target);
     assert_eq!(options.target_id, made[0].status.id);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_whose_volume_outgrows_its_limit_is_evicted() {
+    let mut web = pod("web");
+    let limit = Some("1Mi".parse().unwrap());
+    let empty_dir = crate::api::EmptyDirVolumeSource { size_limit: limit, ..Default::default() };
+    web.spec.volumes = vec![crate::api::Volume {
+        name: "data".into(),
+        empty_dir: Some(Box::new(empty_dir)),
+        ..Default::default()
+    }];
+    let bench = Bench::with_pods([web]).await;
+    bench.until("web", is_running).await;
+    let message = "Usage of EmptyDir volume \"data\" exceeds the limit \"1Mi\". ".to_owned();
+    *bench.disk.over_limit.lock().unwrap() = vec![message.clone()];
+    let status = bench.until("web", |s| s.phase == "Failed").await;
+    assert_eq!((status.reason, status.message.clone()), ("Evicted".to_owned(), message.clone()));
+    assert!(bench.events().contains(&format!("Evicted: {message}")));
+}
