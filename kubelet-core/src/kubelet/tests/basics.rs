@@ -120,6 +120,6 @@ async fn a_pod_whose_volume_outgrows_its_limit_is_evicted() {
     let message = "Usage of EmptyDir volume \"data\" exceeds the limit \"1Mi\". ".to_owned();
     *bench.disk.over_limit.lock().unwrap() = vec![message.clone()];
     let status = bench.until("web", |s| s.phase == "Failed").await;
-    assert_eq!((status.reason, status.message.clone()), ("Evicted".to_owned(), message.clone()));
+    assert_eq!((status.reason.as_str(), &status.message), ("Evicted", &message));
     assert!(bench.events().contains(&format!("Evicted: {message}")));
 }
