@@ -10,9 +10,12 @@ use coracle_kubelet_core::resources::PodResourcesConfig;
 use coracle_kubelet_core::source::{ManifestDir, ManifestDirConfig};
 use coracle_runtime::{Config, Runtime};
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
     coracle_runtime::run_helper(); // Containers are made and images unpacked by executions of this program.
+    tokio::runtime::Runtime::new()?.block_on(run())
+}
+
+async fn run() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let folder = arguments.next().context("usage: manifest_node FOLDER SHIM")?;
     let shim = arguments.next().context("usage: manifest_node FOLDER SHIM")?;
