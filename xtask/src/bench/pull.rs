@@ -25,12 +25,12 @@ const ROUNDS: usize = 3;
 pub(crate) fn run() -> Result<()> {
     setup::run()?;
     let built = artifacts::build()?;
-    let tools = process::target_dir().join("release");
+    let tools = process::target_dir().join("tools");
     process::run(&mut process::command(
         "cargo",
         [
             "build",
-            "--release",
+            "--profile=tools",
             "--quiet",
             "-p",
             "coracle-runtime",
@@ -42,7 +42,7 @@ pub(crate) fn run() -> Result<()> {
     ))?;
     process::run(&mut process::command(
         "cargo",
-        ["build", "--release", "--quiet", "-p", "coracle-examples", "--bin", "cri_pull"],
+        ["build", "--profile=tools", "--quiet", "-p", "coracle-examples", "--bin", "cri_pull"],
     ))?;
     let folder = process::target_dir().join("bench-pull");
     let manifests = folder.join("manifests");
