@@ -41,6 +41,12 @@ impl Drop for Place {
             }
         }
         let _ = Command::new("ip").args(["netns", "delete", &self.netns]).status();
+        // The examples use the default cgroups; only empty ones can be removed, so nobody else's go.
+        for hierarchy in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            for name in ["coracle-shims", "kubepods/besteffort", "kubepods/burstable", "kubepods"] {
+                let _ = std::fs::remove_dir(hierarchy.path().join(name));
+            }
+        }
         let _ = std::fs::remove_dir_all(&self.base);
     }
 }
