@@ -297,7 +297,7 @@ fn hierarchy(mountinfo: &str) -> Option<Hierarchy> {
 const UNIFIED: &str = "unified";
 
 /// The controllers of version 1.
-const CONTROLLERS: [&str; 13] = [
+pub(crate) const CONTROLLERS: [&str; 13] = [
     "cpu",
     "cpuacct",
     "cpuset",

@@ -22,8 +22,8 @@ pub struct Volume {
     pub empty_dir: Option<Box<EmptyDirVolumeSource>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_path: Option<Box<HostPathVolumeSource>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub downward_a_p_i: Option<Box<DownwardAPIVolumeSource>>,
+    #[serde(rename = "downwardAPI", skip_serializing_if = "Option::is_none")]
+    pub downward_api: Option<Box<DownwardAPIVolumeSource>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub projected: Option<Box<ProjectedVolumeSource>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -140,8 +140,8 @@ pub struct ProjectedVolumeSource {
 pub struct VolumeProjection {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret: Option<Box<SecretProjection>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub downward_a_p_i: Option<Box<DownwardAPIProjection>>,
+    #[serde(rename = "downwardAPI", skip_serializing_if = "Option::is_none")]
+    pub downward_api: Option<Box<DownwardAPIProjection>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub config_map: Option<Box<ConfigMapProjection>>,
     #[serde(skip_serializing_if = "Option::is_none")]

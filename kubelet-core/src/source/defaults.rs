@@ -160,14 +160,14 @@ fn default_volume(volume: &mut Volume) {
     if let Some(config_map) = &mut volume.config_map {
         config_map.default_mode.get_or_insert(FILE_MODE);
     }
-    if let Some(downward) = &mut volume.downward_a_p_i {
+    if let Some(downward) = &mut volume.downward_api {
         downward.default_mode.get_or_insert(FILE_MODE);
         default_files(&mut downward.items);
     }
     if let Some(projected) = &mut volume.projected {
         projected.default_mode.get_or_insert(FILE_MODE);
         for source in &mut projected.sources {
-            if let Some(downward) = &mut source.downward_a_p_i {
+            if let Some(downward) = &mut source.downward_api {
                 default_files(&mut downward.items);
             }
             if let Some(token) = &mut source.service_account_token {
@@ -181,7 +181,7 @@ fn default_volume(volume: &mut Volume) {
 fn has_source(volume: &Volume) -> bool {
     volume.empty_dir.is_some()
         || volume.host_path.is_some()
-        || volume.downward_a_p_i.is_some()
+        || volume.downward_api.is_some()
         || volume.projected.is_some()
         || volume.config_map.is_some()
         || volume.secret.is_some()

@@ -170,7 +170,7 @@ fn one_projection(
     } else if let Some(source) = &projection.config_map {
         let map = objects.config_map(namespace, &source.name);
         config_map(map.as_deref(), &source.name, &source.items, default_mode, source.optional == Some(true))
-    } else if let Some(source) = &projection.downward_a_p_i {
+    } else if let Some(source) = &projection.downward_api {
         downward_api(pod, &source.items, default_mode, allocatable)
     } else if let Some(what) = cluster_source(projection) {
         let cure = "only a cluster's API server gives it out; remove the source from the volume";

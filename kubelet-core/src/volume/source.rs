@@ -43,7 +43,7 @@ pub(crate) fn of(volume: &Volume) -> Source<'_> {
         Source::ConfigMap(source)
     } else if let Some(source) = &volume.secret {
         Source::Secret(source)
-    } else if let Some(source) = &volume.downward_a_p_i {
+    } else if let Some(source) = &volume.downward_api {
         Source::DownwardApi(source)
     } else if let Some(source) = &volume.projected {
         Source::Projected(source)

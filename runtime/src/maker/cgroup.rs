@@ -45,8 +45,9 @@ impl Mounts {
                     mounts.v2.get_or_insert_with(|| PathBuf::from(point));
                 }
                 "cgroup" => {
-                    for option in
-                        options.split(',').filter(|o| V1_CONTROLLERS.contains(o) || o.starts_with("name="))
+                    for option in options
+                        .split(',')
+                        .filter(|o| crate::cgroup::CONTROLLERS.contains(o) || o.starts_with("name="))
                     {
                         mounts.v1.entry(option.to_owned()).or_insert_with(|| PathBuf::from(point));
                     }
@@ -136,22 +137,6 @@ impl Mounts {
         missing
     }
 }
-
-const V1_CONTROLLERS: [&str; 13] = [
-    "cpu",
-    "cpuacct",
-    "cpuset",
-    "memory",
-    "devices",
-    "freezer",
-    "blkio",
-    "pids",
-    "hugetlb",
-    "net_cls",
-    "net_prio",
-    "perf_event",
-    "rdma",
-];
 
 /// Puts a process into these cgroups.
 pub(super) fn join(cgroups: &[PathBuf], pid: i32) -> io::Result<()> {

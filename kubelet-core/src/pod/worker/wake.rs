@@ -77,7 +77,7 @@ impl Worker {
             volume.config_map.is_some()
                 || volume.secret.is_some()
                 || volume.projected.is_some()
-                || volume.downward_a_p_i.is_some()
+                || volume.downward_api.is_some()
         })
     }
 

@@ -61,7 +61,7 @@ fn validate_source(volume: &Volume, path: &Path<'_>, errors: &mut Errors) {
                 errors.required(&path.child("claimName"), "");
             }
         }),
-        ("downwardAPI", volume.downward_a_p_i.is_some(), downward_api),
+        ("downwardAPI", volume.downward_api.is_some(), downward_api),
         ("configMap", volume.config_map.is_some(), config_map),
         ("projected", volume.projected.is_some(), |volume, path, errors| {
             if let Some(source) = &volume.projected {
@@ -145,7 +145,7 @@ pub(super) fn pull_policy(policy: &str, path: &Path<'_>, errors: &mut Errors) {
 }
 
 fn downward_api(volume: &Volume, path: &Path<'_>, errors: &mut Errors) {
-    let Some(source) = &volume.downward_a_p_i else { return };
+    let Some(source) = &volume.downward_api else { return };
     mode(source.default_mode, &path.child("defaultMode"), errors);
     for file in &source.items {
         downward_file(file, path, errors);
@@ -211,7 +211,7 @@ fn projection_sources<'p>(
             add(&item.path, name, errors);
         }
     }
-    if let Some(downward) = &source.downward_a_p_i {
+    if let Some(downward) = &source.downward_api {
         count += 1;
         let path = path.child("downwardAPI");
         for file in &downward.items {
