@@ -70,7 +70,7 @@ impl Container {
     /// Waits until no start is under way.
     pub(crate) async fn settled(&self) {
         let mut record = self.record.subscribe();
-        let _ = record.wait_for(|record| !matches!(record.phase, ContainerPhase::Starting)).await;
+        let _ = record.wait_for(|record| !matches!(record.phase, ContainerPhase::Starting { .. })).await;
     }
 
     pub(crate) fn is_visible(&self) -> bool {
@@ -85,7 +85,7 @@ impl Container {
 /// What CRI calls a phase. A start under way still counts as created, as containerd tells it.
 pub(crate) fn state(phase: &ContainerPhase) -> v1::ContainerState {
     match phase {
-        ContainerPhase::Creating | ContainerPhase::Created | ContainerPhase::Starting => {
+        ContainerPhase::Creating | ContainerPhase::Created | ContainerPhase::Starting { .. } => {
             v1::ContainerState::ContainerCreated
         }
         ContainerPhase::Running { .. } => v1::ContainerState::ContainerRunning,
@@ -98,7 +98,7 @@ pub(crate) fn phase_name(phase: &ContainerPhase) -> &'static str {
     match phase {
         ContainerPhase::Creating => "being created",
         ContainerPhase::Created => "created",
-        ContainerPhase::Starting => "starting",
+        ContainerPhase::Starting { .. } => "starting",
         ContainerPhase::Running { .. } => "running",
         ContainerPhase::Exited(_) => "exited",
     }

@@ -130,7 +130,10 @@ pub(crate) enum ContainerPhase {
     /// Ready to start.
     Created,
     /// The maker runs; killed and told as such when found at start without a process.
-    Starting,
+    Starting {
+        /// Wall time when the shim was asked, nanoseconds since 1970: no container ends before it began.
+        started_at: i64,
+    },
     /// Its process runs.
     Running {
         pid: u32,

@@ -70,7 +70,7 @@ impl Engine {
         let phase = container.record().phase.clone();
         let started_at = match phase {
             ContainerPhase::Running { started_at, .. } => started_at,
-            ContainerPhase::Starting | ContainerPhase::Created => 0,
+            ContainerPhase::Starting { .. } | ContainerPhase::Created => 0,
             ContainerPhase::Creating | ContainerPhase::Exited(_) => return,
         };
         if let Ok(sandbox) = self.sandbox(&container.sandbox_id) {

@@ -37,7 +37,8 @@ impl Engine {
             return Err(ServiceError::SandboxNotReady { id: sandbox.id.clone() });
         }
         let shim = sandbox.shim()?;
-        container.change(&self.layout, |record| record.phase = ContainerPhase::Starting)?;
+        let started_at = wall_ns();
+        container.change(&self.layout, |record| record.phase = ContainerPhase::Starting { started_at })?;
         // A stop of the pod says "not ready" before it looks at phases: either it waits for us, or we see that.
         let started = match sandbox.is_ready() {
             true => self.start_task(container, &shim).await,
@@ -45,7 +46,7 @@ impl Engine {
         };
         match started {
             Ok(pid) => {
-                let phase = ContainerPhase::Running { pid, started_at: wall_ns() };
+                let phase = ContainerPhase::Running { pid, started_at };
                 if let Err(error) = container.change(&self.layout, |record| record.phase = phase) {
                     return Err(self.fail_start(container, &sandbox, error.into()).await);
                 }

@@ -158,7 +158,7 @@ impl Engine {
                 }
             }
             (ContainerPhase::Created, Some(_)) => {}
-            (ContainerPhase::Running { .. } | ContainerPhase::Starting, Some(shim)) => {
+            (ContainerPhase::Running { .. } | ContainerPhase::Starting { .. }, Some(shim)) => {
                 self.adopt_task(sandbox, container, shim).await;
             }
             _ => {
@@ -183,8 +183,8 @@ impl Engine {
         });
         if running {
             let pid = state.map(|state| state.pid).unwrap_or_default();
-            if phase == ContainerPhase::Starting {
-                let next = ContainerPhase::Running { pid, started_at: wall_ns() };
+            if let ContainerPhase::Starting { started_at } = phase {
+                let next = ContainerPhase::Running { pid, started_at };
                 if let Err(error) = container.change(&self.layout, |record| record.phase = next) {
                     tracing::warn!(container = %container.id, error = %chain(&error), "record not written");
                 }

@@ -105,7 +105,7 @@ fn a_full_disk_drops_counts_tells_and_the_container_runs_on() {
 #[test]
 fn a_renamed_log_is_opened_anew() {
     let mut sandbox = Sandbox::new();
-    sandbox.run("c", "echo one; trap 'echo two; exit 0' TERM; while :; do sleep 0.05; done");
+    sandbox.run("c", "trap 'echo two; exit 0' TERM; echo one; while :; do sleep 0.05; done");
     eventually("the first line", || {
         if sandbox.log("c") == ["stdout F one"] { Ok(()) } else { Err("none".into()) }
     });

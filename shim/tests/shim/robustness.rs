@@ -46,7 +46,7 @@ fn garbage_closes_the_connection_and_harms_nothing() {
 #[test]
 fn a_client_killed_at_any_moment_loses_no_container() {
     let mut sandbox = Sandbox::new();
-    sandbox.bundle("c", "echo up; trap 'exit 8' TERM; while :; do sleep 0.05; done", |_| ());
+    sandbox.bundle("c", "trap 'exit 8' TERM; echo up; while :; do sleep 0.05; done", |_| ());
     let bundle = sandbox.path("c").to_str().unwrap().to_owned();
     let stdout = sandbox.log_address("c");
     let mut client = sandbox.connect();
@@ -66,8 +66,11 @@ fn a_client_killed_at_any_moment_loses_no_container() {
             Err("no log".into())
         }
     });
-    let state = sandbox.state("c").unwrap();
-    assert_eq!(state.status(), task::State::Running);
+    // Its first line may be there before the maker that started it has ended.
+    eventually("the shim calls it running", || match sandbox.state("c").unwrap().status() {
+        task::State::Running => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
     sandbox.kill("c", "", libc::SIGTERM, false).unwrap();
     assert_eq!(sandbox.wait("c"), 8);
 }
