@@ -8,7 +8,7 @@
 mod exits;
 mod orphans;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +43,7 @@ pub(crate) struct Inputs {
     pub(crate) objects: watch::Receiver<u64>,
     pub(crate) reports: mpsc::UnboundedSender<Report>,
     pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) last_statuses: BTreeMap<Arc<str>, Arc<PodStatus>>,
 }
 
 /// One worker, from the dispatcher's side.
@@ -65,6 +66,8 @@ pub(crate) struct Dispatcher {
     panics: Backoff<Arc<str>>,
     /// Pods that the runtime had when the agent started and that have no worker yet.
     found: Listing,
+    /// Statuses of the run before this one, until their pod has a worker.
+    last_statuses: BTreeMap<Arc<str>, Arc<PodStatus>>,
     stopping: Option<(Option<i64>, Vec<oneshot::Sender<()>>)>,
 }
 
@@ -81,6 +84,7 @@ impl Dispatcher {
             by_task: HashMap::new(),
             panics: Backoff::new(BackoffPolicy::RETRY),
             found: Listing::default(),
+            last_statuses: inputs.last_statuses,
             stopping: None,
         }
     }
@@ -171,7 +175,9 @@ impl Dispatcher {
         let fresh = self.found.pods.remove(&uid).is_none();
         let (desired, receiver) = watch::channel(Desired { pod, goal, grace: None });
         let bell = Arc::new(Bell::default());
-        let task = self.start(&uid, receiver, bell.clone(), fresh);
+        // After a reboot the runtime knows nothing of the pod, and what was known of its containers is no more.
+        let last = self.last_statuses.remove(&uid).filter(|_| !fresh);
+        let task = self.start(&uid, receiver, bell.clone(), fresh, last);
         self.entries.insert(uid, Entry { desired, bell, task: Ok(task) });
     }
 
@@ -181,6 +187,7 @@ impl Dispatcher {
         desired: watch::Receiver<Desired>,
         bell: Arc<Bell>,
         fresh: bool,
+        last: Option<Arc<PodStatus>>,
     ) -> Id {
         let setup = Setup {
             node: self.node.clone(),
@@ -189,6 +196,7 @@ impl Dispatcher {
             reports: self.reports.clone(),
             objects: self.objects.clone(),
             fresh,
+            last,
         };
         let task = self.tasks.spawn(Worker::new(setup).run()).id();
         self.by_task.insert(task, uid.clone());

@@ -55,6 +55,8 @@ pub struct KubeletConfig {
     pub events: usize,
     /// What tells the time.
     pub clock: Clock,
+    /// Statuses by pod UID as the run before this one left them: what a probe found holds until it is asked again.
+    pub last_statuses: BTreeMap<Arc<str>, Arc<PodStatus>>,
 }
 
 impl KubeletConfig {
@@ -71,6 +73,7 @@ impl KubeletConfig {
             deadlines: Deadlines::default(),
             events: 1000,
             clock: Clock::system(),
+            last_statuses: BTreeMap::new(),
         }
     }
 }
@@ -216,6 +219,7 @@ impl Kubelet {
             facts,
             deadlines: config.deadlines,
             starts: Semaphore::new(config.max_parallel_starts.max(1)),
+            networks: Semaphore::new(config.max_parallel_starts.max(1)),
             log_links: config.log_links,
         });
         let (commands, receiver) = mpsc::channel(8);
@@ -227,6 +231,7 @@ impl Kubelet {
             objects: parts.changes,
             reports,
             commands: receiver,
+            last_statuses: config.last_statuses,
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(dispatcher.run());

@@ -11,13 +11,14 @@ mod recorder;
 mod serve;
 mod settings;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use coracle_kubelet_core::api::Pod;
+use coracle_kubelet_core::api::{Pod, PodStatus};
 use coracle_kubelet_core::clock::Clock;
 use coracle_kubelet_core::events::{EventRecorder, EventType};
 use coracle_kubelet_core::kubelet::{Kubelet, PodView};
@@ -31,7 +32,7 @@ use tokio::task::JoinSet;
 use crate::args::RunArgs;
 use crate::check::{self, Severity};
 use crate::socket::{PodRecord, VERSION};
-use crate::{logging, notify};
+use crate::{logging, notify, pod_files};
 
 use self::settings::Settings;
 
@@ -119,6 +120,16 @@ impl Node {
     }
 }
 
+/// What the agent before this one wrote down of the pods.
+fn last_statuses(state_dir: &Path) -> BTreeMap<Arc<str>, Arc<PodStatus>> {
+    let records = pod_files::read(state_dir).unwrap_or_else(|error| {
+        tracing::warn!(error = format!("{error:#}"), "probes begin without what they found before");
+        Vec::new()
+    });
+    let by_uid = |record: PodRecord| (record.pod.metadata.uid, Arc::new(record.pod.status));
+    records.into_iter().map(by_uid).collect()
+}
+
 async fn supervise(settings: Settings) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
@@ -133,9 +144,10 @@ async fn supervise(settings: Settings) -> Result<()> {
     })
     .await?;
     let log_root = settings.kubelet.resources.log_root.clone();
+    let mut config = settings.kubelet;
+    config.last_statuses = last_statuses(&settings.state_dir);
     let kubelet =
-        Kubelet::start(settings.kubelet, runtime.clone(), runtime.clone(), source.pods(), source.objects())
-            .await?;
+        Kubelet::start(config, runtime.clone(), runtime.clone(), source.pods(), source.objects()).await?;
     let events = kubelet.events().clone();
     events.node(&settings.node_name, EventType::Normal, "Starting", "Starting coracle.".to_owned());
     let node = Arc::new(Node { kubelet, runtime: runtime.clone(), events, log_root });

@@ -121,6 +121,13 @@ pub struct ContainerStatus {
     pub stop_signal: Option<String>,
 }
 
+impl ContainerStatus {
+    /// The container's id without the runtime's name; empty while it has none.
+    pub fn bare_id(&self) -> &str {
+        self.container_id.split_once("://").map_or("", |(_, id)| id)
+    }
+}
+
 /// At most one is set; none means waiting.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

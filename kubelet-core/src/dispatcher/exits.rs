@@ -47,7 +47,7 @@ impl Dispatcher {
         for uid in due {
             let Some(entry) = self.entries.get(&uid) else { continue };
             let (desired, bell) = (entry.desired.subscribe(), entry.bell.clone());
-            let task = self.start(&uid, desired, bell, false);
+            let task = self.start(&uid, desired, bell, false, None);
             if let Some(entry) = self.entries.get_mut(&uid) {
                 entry.task = Ok(task);
             }

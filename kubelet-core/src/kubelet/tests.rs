@@ -204,15 +204,20 @@ impl Bench {
     ) -> Self {
         let (disk, images) = (Arc::new(Disk::default()), Arc::new(Pictures::default()));
         let (pods, receiver) = watch::channel(set(pods));
-        let kubelet = start(&fake, &clock, &disk, &images, receiver).await;
+        let kubelet = start(&fake, &clock, &disk, &images, receiver, PodViews::default()).await;
         Self { fake, disk, images, clock, wall, pods, kubelet }
     }
 
     /// Drops the kubelet without a word, as a kill does, and starts another.
     async fn restart(self) -> Self {
+        self.restart_knowing(PodViews::default()).await
+    }
+
+    /// The same, with what was written down of the pods.
+    async fn restart_knowing(self, last: PodViews) -> Self {
         let Self { fake, disk, images, clock, wall, pods, kubelet } = self;
         drop(kubelet);
-        let kubelet = start(&fake, &clock, &disk, &images, pods.subscribe()).await;
+        let kubelet = start(&fake, &clock, &disk, &images, pods.subscribe(), last).await;
         Self { fake, disk, images, clock, wall, pods, kubelet }
     }
 
@@ -297,10 +302,12 @@ async fn start(
     disk: &Arc<Disk>,
     images: &Arc<Pictures>,
     pods: watch::Receiver<PodSet>,
+    last: PodViews,
 ) -> Kubelet {
     let mut config = KubeletConfig::new(PodResourcesConfig::new("/nonexistent"));
     config.clock = clock.clone();
     config.log_links = None;
+    config.last_statuses = last.iter().map(|(uid, view)| (uid.clone(), view.status.clone())).collect();
     config.node_ips = vec!["192.0.2.7".parse().unwrap()];
     let parts = Parts {
         events: EventRecorder::new(clock.clone(), 1000),

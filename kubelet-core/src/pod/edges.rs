@@ -81,6 +81,8 @@ pub(crate) struct Node {
     pub(crate) deadlines: Deadlines,
     /// How many sandboxes and containers are made at once: more only makes each of them later.
     pub(crate) starts: tokio::sync::Semaphore,
+    /// The same for sandboxes with a network of their own: a network plugin that hangs delays only those.
+    pub(crate) networks: tokio::sync::Semaphore,
     /// Folder of the links to container logs, `/var/log/containers`.
     pub(crate) log_links: Option<std::path::PathBuf>,
     /// When this agent started, since boot: probes of pods that ran before are spread out.

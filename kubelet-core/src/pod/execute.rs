@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use coracle_cri::Status;
 use coracle_cri::v1::{
-    PodSandboxConfig, PodSandboxStatusRequest, RemoveContainerRequest, RunPodSandboxRequest,
+    PodSandboxConfig, PodSandboxStatusRequest, RemoveContainerRequest, RunPodSandboxRequest, StatusRequest,
 };
 use futures_util::future::join_all;
 use tokio::sync::{mpsc, watch};
@@ -197,11 +197,18 @@ impl Execution {
         &self,
         config: &PodSandboxConfig,
     ) -> Result<Option<(Arc<str>, Vec<String>)>, Outcome> {
+        let turns = match self.pod.spec.host_network {
+            true => &self.node.starts,
+            false => &self.node.networks,
+        };
         let permit = tokio::select! {
-            permit = self.node.starts.acquire() => permit,
+            permit = turns.acquire() => permit,
             () = self.halt.requested() => return Ok(None),
         };
         let _permit = permit.expect("invariant: the semaphore is never closed");
+        if !self.pod.spec.host_network {
+            self.network_ready().await?;
+        }
         let runtime_handler = self.pod.spec.runtime_class_name.clone().unwrap_or_default();
         let logs = &config.log_directory;
         if !logs.is_empty()
@@ -233,6 +240,25 @@ impl Execution {
         let additional = network.additional_ips.into_iter().map(|ip| ip.ip);
         let ips = std::iter::once(network.ip).chain(additional).filter(|ip| !ip.is_empty());
         Ok(Some((id, ips.collect())))
+    }
+
+    /// A pod with a network of its own is not begun while the runtime has none to give.
+    async fn network_ready(&self) -> Result<(), Outcome> {
+        let call = self.node.runtime.status(StatusRequest { verbose: false });
+        let answer = match bounded("Status", self.node.deadlines.query, call).await {
+            Ok(answer) => answer,
+            Err(status) => return Err(self.sandbox_failed(&go_error(&status))),
+        };
+        let conditions = answer.status.map(|status| status.conditions).unwrap_or_default();
+        let Some(missing) = conditions.iter().find(|c| c.r#type == "NetworkReady" && !c.status) else {
+            return Ok(());
+        };
+        let text = format!(
+            "network is not ready: container runtime network not ready: NetworkReady=false reason:{} message:{}",
+            missing.reason, missing.message
+        );
+        self.node.events.pod(&self.pod, None, EventType::Warning, "NetworkNotReady", text);
+        Err(Outcome::Retry)
     }
 
     async fn kill(&self, kill: &Kill) -> Result<(), Status> {

@@ -72,6 +72,8 @@ pub(crate) struct Setup {
     pub(crate) objects: watch::Receiver<u64>,
     /// The runtime is known to have nothing of this pod.
     pub(crate) fresh: bool,
+    /// Its status as the run before this one left it.
+    pub(crate) last: Option<Arc<PodStatus>>,
 }
 
 /// State of one pod's task.
@@ -98,6 +100,8 @@ pub(crate) struct Worker {
     eviction: Option<Eviction>,
     restarting_all: bool,
     status: Option<Arc<PodStatus>>,
+    /// What stands in for `status` until there is one.
+    last: Option<Arc<PodStatus>>,
     last_plan: Option<Plan>,
     /// When to render configMaps, secrets and fields into the pod's volumes again (since boot).
     refresh_at: Option<Duration>,
@@ -129,7 +133,7 @@ impl Worker {
             objects: setup.objects,
             observed: Observation::default(),
             failures: BTreeMap::new(),
-            results: ProbeResults::default(),
+            results: setup.last.as_deref().map(ProbeResults::of_status).unwrap_or_default(),
             probe_reports,
             crashes: Backoff::new(BackoffPolicy::CRASH_LOOP),
             retries: Backoff::new(BackoffPolicy::RETRY),
@@ -138,6 +142,7 @@ impl Worker {
             eviction: None,
             restarting_all: false,
             status: None,
+            last: setup.last,
             last_plan: None,
             // What changed while no agent ran is rendered at once.
             refresh_at: (!setup.fresh).then_some(Duration::ZERO),
@@ -254,7 +259,7 @@ impl Worker {
         let status = status::status(&status::Inputs {
             pod: &self.pod,
             observed: &self.observed,
-            old: self.status.as_deref(),
+            old: self.status.as_deref().or(self.last.as_deref()),
             failures: &self.failures,
             probes: &self.results,
             eviction: self.eviction.as_ref(),
@@ -281,6 +286,7 @@ impl Worker {
         }
         let status = Arc::new(status);
         self.status = Some(status.clone());
+        self.last = None;
         if self.pod.metadata.name.is_empty() {
             // Left on disk by a pod that nobody knows any more.
             return;

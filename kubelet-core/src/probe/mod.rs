@@ -13,6 +13,8 @@ pub(crate) mod schedule;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::api::PodStatus;
+
 /// Which probe of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum ProbeKind {
@@ -39,6 +41,21 @@ impl std::fmt::Display for ProbeKind {
 pub(crate) struct ProbeResults(BTreeMap<(Arc<str>, ProbeKind), bool>);
 
 impl ProbeResults {
+    /// What the probes had found when this status was written; failures are left to be found again.
+    pub(crate) fn of_status(status: &PodStatus) -> Self {
+        let mut results = Self::default();
+        for container in status.init_container_statuses.iter().chain(&status.container_statuses) {
+            let id: Arc<str> = Arc::from(container.bare_id());
+            if container.started == Some(true) {
+                results.set(id.clone(), ProbeKind::Startup, true);
+            }
+            if container.ready {
+                results.set(id, ProbeKind::Readiness, true);
+            }
+        }
+        results
+    }
+
     /// Success or failure; none while it has not been decided.
     pub(crate) fn get(&self, id: &str, kind: ProbeKind) -> Option<bool> {
         // Few containers have probes, and a pod has few containers.

@@ -40,7 +40,7 @@ async fn pods_that_nobody_wants_any_more_are_ended_as_they_asked() {
     drop(kubelet);
     pods.send_replace(set([pod("db")]));
     let begun = tokio::time::Instant::now();
-    let kubelet = start(&fake, &clock, &disk, &images, pods.subscribe()).await;
+    let kubelet = start(&fake, &clock, &disk, &images, pods.subscribe(), PodViews::default()).await;
     let bench = Bench { fake, disk, images, clock, wall, pods, kubelet };
     bench.fake.wait_until(LONG, |fake| fake.sandboxes().len() == 1).await;
     assert_eq!(begun.elapsed().as_secs(), 20);
@@ -129,7 +129,7 @@ async fn a_reboot_starts_pods_afresh() {
     drop(kubelet);
     fake.kill_sandbox("job");
     fake.kill_sandbox("web");
-    let kubelet = start(&fake, &clock, &disk, &images, pods.subscribe()).await;
+    let kubelet = start(&fake, &clock, &disk, &images, pods.subscribe(), PodViews::default()).await;
     let bench = Bench { fake, disk, images, clock, wall, pods, kubelet };
     for name in ["job", "web"] {
         let status = bench.until(name, is_running).await;

@@ -154,3 +154,43 @@ async fn a_pod_may_be_deleted_while_its_image_is_awaited() {
     bench.until_gone("web").await;
     assert!(bench.fake.sandboxes().is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_network_that_hangs_delays_only_pods_that_need_it() {
+    let bench = Bench::new().await;
+    bench.fake.hang(Method::RunPodSandbox);
+    let waiting = |n: u32| pod(&format!("waits-{n}"));
+    bench.desire((0..100).map(waiting));
+    let hanging = || bench.fake.count(Method::RunPodSandbox);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let held = hanging();
+    assert!(held > 0);
+    let mut host = pod("host");
+    host.spec.host_network = true;
+    bench.desire((0..100).map(waiting).chain([host]));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(hanging(), held + 1, "its turn came at once");
+    bench.fake.clear_faults();
+    bench.fake.release();
+    bench.until("host", is_running).await;
+    bench.until("waits-99", is_running).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_without_a_network_says_so_and_runs_what_needs_none() {
+    let bench = Bench::new().await;
+    bench.fake.set_condition("NetworkReady", false, "NetworkPluginNotReady", "no bridge plugin");
+    let mut host = pod("host");
+    host.spec.host_network = true;
+    bench.desire([pod("web"), host]);
+    bench.until("host", is_running).await;
+    let event = bench.until_event(|e| e.reason == "NetworkNotReady").await;
+    assert_eq!(
+        event.message,
+        "network is not ready: container runtime network not ready: \
+         NetworkReady=false reason:NetworkPluginNotReady message:no bridge plugin"
+    );
+    assert_eq!(bench.fake.count(Method::RunPodSandbox), 1);
+    bench.fake.set_condition("NetworkReady", true, "", "");
+    bench.until("web", is_running).await;
+}

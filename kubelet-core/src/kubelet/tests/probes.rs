@@ -242,3 +242,26 @@ async fn grpc_probes_ask_the_health_service() {
     assert!(!of(&status, "main").ready);
     server.abort();
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_probe_found_holds_over_a_restart_of_the_kubelet() {
+    let mut web = pod("web");
+    web.spec.containers[0].readiness_probe = exec_probe(60, 1);
+    web.spec.containers[0].startup_probe = exec_probe(60, 1);
+    let bench = Bench::new().await;
+    bench.fake.script_exec("main", [ExecScript::exits(0)]);
+    bench.desire([web]);
+    bench.until("web", is_running).await;
+    let last = bench.kubelet.statuses().borrow().clone();
+    let bench = bench.restart_knowing(last).await;
+    let status = bench.until("web", |_| true).await;
+    assert!(is_running(&status), "{status:#?}");
+    bench.fake.script_exec("main", [ExecScript::exits(1)]);
+    bench.until("web", |s| condition(s, "Ready").starts_with("False")).await;
+    // A container that ended meanwhile is not ready because it was.
+    let last = bench.kubelet.statuses().borrow().clone();
+    bench.fake.exit_container("web/main", 1);
+    let bench = bench.restart_knowing(last).await;
+    let status = bench.until("web", |_| true).await;
+    assert!(!is_running(&status), "{status:#?}");
+}

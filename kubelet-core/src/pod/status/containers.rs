@@ -224,7 +224,7 @@ fn set_started_and_ready(
     let started = is_started(inputs, container, old, status);
     status.started = Some(started);
     let has_probe = container.is_some_and(|c| c.readiness_probe.is_some());
-    let passed = || inputs.probes.get(bare_id(status), ProbeKind::Readiness) == Some(true);
+    let passed = || inputs.probes.get(status.bare_id(), ProbeKind::Readiness) == Some(true);
     status.ready = started && (!has_probe || passed());
 }
 
@@ -240,16 +240,11 @@ fn is_started(
     if container.is_none_or(|c| c.startup_probe.is_none()) {
         return true;
     }
-    if let Some(result) = inputs.probes.get(bare_id(status), ProbeKind::Startup) {
+    if let Some(result) = inputs.probes.get(status.bare_id(), ProbeKind::Startup) {
         return result;
     }
     let same = old.iter().find(|o| o.name == status.name && o.container_id == status.container_id);
     same.is_some_and(|o| o.started == Some(true))
-}
-
-/// The id without the runtime's name.
-fn bare_id(status: &ContainerStatus) -> &str {
-    status.container_id.split_once("://").map_or("", |(_, id)| id)
 }
 
 fn limit_messages(inputs: &Inputs<'_>, status: &mut ContainerStatus) {
