@@ -162,9 +162,14 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
     pub cluster_domain: String,
 
-    /// Resolver configuration that pods inherit
-    #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
-    pub resolv_conf: PathBuf,
+    /// Resolver configuration that pods inherit; /etc/resolv.conf, or systemd-resolved's own list of servers
+    /// where that names only a resolver on this machine, if not given
+    #[arg(long, value_name = "FILE")]
+    pub resolv_conf: Option<PathBuf>,
+
+    /// Turn CPU limits into quotas
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", default_value = "true", action = clap::ArgAction::Set)]
+    pub cpu_cfs_quota: bool,
 
     /// Most processes of one pod; -1 for no limit
     #[arg(long, value_name = "N", default_value_t = -1, allow_negative_numbers = true)]

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use coracle_kubelet_core::events::Event;
 
+use crate::replace::replace;
+
 /// The file is made anew past this size.
 const LIMIT: u64 = 256 * 1024;
 
@@ -31,10 +33,7 @@ pub(crate) fn append<E: AsRef<Event>>(
             serde_json::to_writer(&mut lines, event.as_ref())?;
             lines.push(b'\n');
         }
-        let draft = path.with_extension("draft");
-        return std::fs::write(&draft, lines)
-            .and_then(|()| std::fs::rename(&draft, &path))
-            .with_context(describe);
+        return replace(&path, &lines);
     }
     let mut line = serde_json::to_vec(event)?;
     line.push(b'\n');

@@ -12,6 +12,7 @@ mod events_file;
 mod logging;
 mod notify;
 mod pod_files;
+mod replace;
 mod run;
 mod shim_file;
 mod socket;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::replace::replace;
 use crate::socket::PodRecord;
 
 fn folder(state_dir: &Path) -> PathBuf {
@@ -20,10 +21,7 @@ pub(crate) fn write(state_dir: &Path, record: &PodRecord) -> Result<()> {
     let folder = folder(state_dir);
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let path = folder.join(format!("{}.json", record.pod.metadata.uid));
-    let draft = path.with_extension("draft");
-    std::fs::write(&draft, serde_json::to_vec(record)?)
-        .and_then(|()| std::fs::rename(&draft, &path))
-        .with_context(|| format!("cannot write {}", path.display()))
+    replace(&path, &serde_json::to_vec(record)?)
 }
 
 /// Removes the records of pods that are not among `uids`.

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use crate::replace::replace_durably;
+
 #[cfg(embedded_shim)]
 const EMBEDDED: Option<&[u8]> = Some(include_bytes!(env!("CORACLE_EMBEDDED_SHIM")));
 #[cfg(not(embedded_shim))]
@@ -32,23 +34,13 @@ pub(crate) fn find(named: Option<&Path>, data_dir: &Path) -> Result<PathBuf> {
 }
 
 fn install(bytes: &[u8], data_dir: &Path) -> Result<PathBuf> {
-    use std::os::unix::fs::PermissionsExt as _;
     let folder = data_dir.join("bin");
     let path = folder.join(format!("coracle-shim-{:016x}", checksum(bytes)));
     // Compared whole: a power loss may have left a file of the right name and length.
     if std::fs::read(&path).is_ok_and(|present| present == bytes) {
         return Ok(path);
     }
-    let draft = path.with_extension("draft");
-    let write = || -> std::io::Result<()> {
-        std::fs::create_dir_all(&folder)?;
-        std::fs::write(&draft, bytes)?;
-        std::fs::set_permissions(&draft, std::fs::Permissions::from_mode(0o755))?;
-        std::fs::File::open(&draft)?.sync_all()?;
-        std::fs::rename(&draft, &path)?;
-        std::fs::File::open(&folder)?.sync_all()
-    };
-    write().with_context(|| format!("cannot install the shim as {}", path.display()))?;
+    replace_durably(&path, bytes, 0o755).context("cannot install the shim")?;
     Ok(path)
 }
 

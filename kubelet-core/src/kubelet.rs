@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_cri::v1::VersionRequest;
+use coracle_cri::v1::{StatusRequest, VersionRequest};
 use coracle_cri::{ImageService, RuntimeService, Status};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -170,7 +170,9 @@ impl Kubelet {
     ) -> Result<Self, StartError> {
         let events = EventRecorder::new(config.clock.clone(), config.events);
         let changes = objects.changes();
-        let resources = PodResources::new(config.resources.clone(), objects.clone(), events.clone());
+        let mut resources = config.resources.clone();
+        resources.recursive_read_only |= makes_mounts_read_only(&*runtime, &config).await?;
+        let resources = PodResources::new(resources, objects.clone(), events.clone());
         let resources = resources.map_err(StartError::Machine)?;
         if let Some(path) = &config.log_links {
             let made = tokio::fs::create_dir_all(path).await;
@@ -272,6 +274,18 @@ impl Kubelet {
             Err(_) => Err(StopError { left: self.statuses.borrow().len(), limit }),
         }
     }
+}
+
+/// Whether the runtime's default handler can make mounts below a mount read-only too.
+async fn makes_mounts_read_only(
+    runtime: &dyn RuntimeService,
+    config: &KubeletConfig,
+) -> Result<bool, StartError> {
+    let call = runtime.status(StatusRequest { verbose: false });
+    let status = crate::pod::rpc::bounded("Status", config.deadlines.query, call).await;
+    let handlers = status.map_err(StartError::Runtime)?.runtime_handlers;
+    let features = handlers.into_iter().find(|handler| handler.name.is_empty()).and_then(|h| h.features);
+    Ok(features.is_some_and(|features| features.recursive_read_only_mounts))
 }
 
 /// The parts that tests replace.

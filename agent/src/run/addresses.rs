@@ -1,6 +1,7 @@
-//! Name and address of this node, where no flag gives them.
+//! Name, address and resolvers of this node, where no flag gives them.
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 
@@ -32,9 +33,30 @@ pub(super) fn node_ip(given: Option<IpAddr>) -> IpAddr {
     given.or_else(|| routed().ok()).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
 }
 
+/// The resolver settings that pods can use: a stub on loopback answers nobody in a pod's network.
+pub(super) fn resolv_conf() -> PathBuf {
+    let (usual, servers) = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf");
+    let is_stub = std::fs::read_to_string(usual).is_ok_and(|text| names_only_loopback(&text));
+    let is_better = || std::fs::read_to_string(servers).is_ok_and(|text| !names_only_loopback(&text));
+    PathBuf::from(if is_stub && is_better() { servers } else { usual })
+}
+
+fn names_only_loopback(resolv_conf: &str) -> bool {
+    let words = resolv_conf.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));
+    let mut servers = words.filter_map(|rest| rest.trim().parse::<IpAddr>().ok()).peekable();
+    servers.peek().is_some() && servers.all(|server| server.is_loopback())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stub_resolver_is_told_from_servers() {
+        assert!(names_only_loopback("# stub\nnameserver 127.0.0.53\noptions edns0\n"));
+        assert!(!names_only_loopback("nameserver 127.0.0.1\nnameserver 192.0.2.1\n"));
+        assert!(!names_only_loopback("search local\n"));
+    }
 
     #[test]
     fn names_are_checked() {

@@ -11,6 +11,8 @@ use anyhow::{Context, Result};
 use coracle_runtime::image::ImageStore;
 use serde::{Deserialize, Serialize};
 
+use crate::replace::replace_durably;
+
 /// What is remembered, by file name.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Loaded {
@@ -50,7 +52,7 @@ pub(super) async fn load(store: &Arc<ImageStore>, folder: &Path, data_dir: &Path
             }
         }
     }
-    if changed && let Err(error) = write(&record, &loaded) {
+    if changed && let Err(error) = remember(&record, &loaded) {
         tracing::warn!(error = format!("{error:#}"), "the next start will load the image archives again");
     }
 }
@@ -73,9 +75,6 @@ async fn load_one(store: &Arc<ImageStore>, path: &Path, before: Option<&Archive>
     Ok(Some(Archive { size, modified_unix_ns, images }))
 }
 
-fn write(record: &Path, loaded: &Loaded) -> Result<()> {
-    let draft = record.with_extension("draft");
-    std::fs::write(&draft, serde_json::to_vec(loaded)?)
-        .and_then(|()| std::fs::rename(&draft, record))
-        .with_context(|| format!("cannot write {}", record.display()))
+fn remember(record: &Path, loaded: &Loaded) -> Result<()> {
+    replace_durably(record, &serde_json::to_vec(loaded)?, 0o644)
 }

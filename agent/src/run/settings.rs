@@ -97,7 +97,8 @@ fn kubelet(args: &RunArgs, node_name: &str, node_ip: IpAddr) -> Result<KubeletCo
     };
     resources.cluster_dns = args.cluster_dns.clone();
     resources.cluster_domain = args.cluster_domain.clone();
-    resources.resolv_conf = Some(args.resolv_conf.clone());
+    resources.resolv_conf = Some(args.resolv_conf.clone().unwrap_or_else(addresses::resolv_conf));
+    resources.cpu_cfs_quota = args.cpu_cfs_quota;
     resources.pod_pids_limit = (args.pod_max_pids > 0).then_some(args.pod_max_pids);
     resources.seccomp_default = args.seccomp_default;
     let mut config = KubeletConfig::new(resources);
