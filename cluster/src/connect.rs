@@ -1,0 +1,157 @@
+//! Opens one connection to one API server: TCP, TLS, HTTP. Called by the pool.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use kube::client::Body;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+use crate::access::{Access, Server};
+
+/// How long TCP and TLS may take with one server.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// After this long without a frame a ping is sent, and the connection is given up if the answer takes longer than
+/// [`PING_ANSWER`]. What Go's clients do.
+const READ_IDLE: Duration = Duration::from_secs(30);
+const PING_ANSWER: Duration = Duration::from_secs(15);
+
+/// Data in flight that nobody acknowledges ends the connection after this long.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+
+/// How much one stream may send ahead of its reader, and all together. Nothing of it is reserved.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// Why there is no connection to a server.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Its name or address cannot be reached.
+    #[error("{server}: cannot connect")]
+    Tcp {
+        /// The server.
+        server: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// TLS failed: mostly certificates that do not match.
+    #[error("{server}: no TLS")]
+    Tls {
+        /// The server.
+        server: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Its name cannot stand in a certificate.
+    #[error("{server}: {name:?} is no name that a certificate can hold")]
+    Name {
+        /// The server.
+        server: String,
+        /// The name.
+        name: String,
+    },
+    /// It speaks TLS and nothing is known to trust.
+    #[error("{server}: there is no certificate authority to trust")]
+    NoTrust {
+        /// The server.
+        server: String,
+    },
+    /// HTTP failed at its very start.
+    #[error("{server}: no HTTP")]
+    Http {
+        /// The server.
+        server: String,
+        /// Why.
+        #[source]
+        source: hyper::Error,
+    },
+    /// It took too long.
+    #[error("{server}: no connection within {} s", CONNECT.as_secs())]
+    Deadline {
+        /// The server.
+        server: String,
+    },
+}
+
+/// Sends requests on one connection.
+pub(crate) enum Sender {
+    Http1(http1::SendRequest<Body>),
+    Http2(http2::SendRequest<Body>),
+}
+
+pub(crate) async fn connect(access: &Access, server: &Server) -> Result<Sender, ConnectError> {
+    match tokio::time::timeout(CONNECT, open(access, server)).await {
+        Ok(result) => result,
+        Err(_) => Err(ConnectError::Deadline { server: server.to_string() }),
+    }
+}
+
+async fn open(access: &Access, server: &Server) -> Result<Sender, ConnectError> {
+    let failed = |source| ConnectError::Tcp { server: server.to_string(), source };
+    let tcp = TcpStream::connect((server.host.as_str(), server.port)).await.map_err(failed)?;
+    set_options(&tcp).map_err(failed)?;
+    if !server.tls {
+        return handshake(tcp, server, false).await;
+    }
+    let tls = access.tls.clone().ok_or_else(|| ConnectError::NoTrust { server: server.to_string() })?;
+    let name = server.tls_name.as_ref().unwrap_or(&server.host);
+    let server_name = ServerName::try_from(name.clone())
+        .map_err(|_| ConnectError::Name { server: server.to_string(), name: name.clone() })?;
+    let stream = tokio_rustls::TlsConnector::from(Arc::clone(&tls))
+        .connect(server_name, tcp)
+        .await
+        .map_err(|source| ConnectError::Tls { server: server.to_string(), source })?;
+    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    handshake(stream, server, http2).await
+}
+
+/// A peer that vanished is found by the kernel too: HTTP/1.1 has no ping.
+fn set_options(tcp: &TcpStream) -> io::Result<()> {
+    use rustix::net::sockopt;
+    tcp.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(tcp, true)?;
+    sockopt::set_tcp_keepidle(tcp, READ_IDLE)?;
+    sockopt::set_tcp_keepintvl(tcp, PING_ANSWER)?;
+    sockopt::set_tcp_keepcnt(tcp, 2)?;
+    sockopt::set_tcp_user_timeout(tcp, UNACKNOWLEDGED.as_millis() as u32)?;
+    Ok(())
+}
+
+async fn handshake<S>(stream: S, server: &Server, http2: bool) -> Result<Sender, ConnectError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let failed = |source| ConnectError::Http { server: server.to_string(), source };
+    let io = TokioIo::new(stream);
+    if http2 {
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .keep_alive_interval(READ_IDLE)
+            .keep_alive_timeout(PING_ANSWER)
+            .keep_alive_while_idle(false)
+            .handshake(io)
+            .await
+            .map_err(failed)?;
+        tokio::spawn(drive(connection, server.to_string()));
+        return Ok(Sender::Http2(sender));
+    }
+    let (sender, connection) = http1::Builder::new().handshake(io).await.map_err(failed)?;
+    tokio::spawn(drive(connection, server.to_string()));
+    Ok(Sender::Http1(sender))
+}
+
+/// Ends with the connection, which ends when its sender and its last stream are gone.
+async fn drive(connection: impl Future<Output = hyper::Result<()>>, server: String) {
+    if let Err(error) = connection.await {
+        tracing::debug!(%server, error = &error as &dyn std::error::Error, "connection to the API server ended");
+    }
+}
