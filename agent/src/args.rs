@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -134,6 +135,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "DIR")]
     pub images_dir: Option<PathBuf>,
 
+    /// How long a registry may send nothing before the connection is given up and tried again (30s, 1m)
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub image_pull_progress_deadline: Duration,
+
     /// Images pulled side by side
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub max_parallel_image_pulls: usize,
@@ -182,6 +187,15 @@ pub(crate) struct RunArgs {
     /// What is logged: error, warn, info, debug or trace, or per module as in RUST_LOG
     #[arg(long, value_name = "FILTER", default_value = "info")]
     pub log_level: String,
+}
+
+/// A time as a kubelet's flags have it: `30s`, `1m30s`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed: Result<jiff::SignedDuration, _> = text.parse();
+    parsed
+        .ok()
+        .and_then(|span| Duration::try_from(span).ok())
+        .ok_or_else(|| format!("{text:?} is no time such as 30s or 1m30s"))
 }
 
 /// How lists are printed.

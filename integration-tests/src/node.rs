@@ -124,7 +124,7 @@ impl Node {
             .stdout(Stdio::null())
             .stderr(log);
         self.agent = command.spawn().with_context(|| format!("cannot start {}", words[0]))?;
-        self.wait("the agent answers", Duration::from_secs(30), |node| Ok(node.pods().is_ok()))?;
+        self.wait("the agent answers", Duration::from_secs(90), |node| Ok(node.pods().is_ok()))?;
         Ok(())
     }
 
@@ -175,7 +175,7 @@ impl Node {
         std::fs::read_to_string(self.disk.join("agent.log")).unwrap_or_default()
     }
 
-    /// The processes whose command line contains `words`, the node's own apart.
+    /// The processes of this node's pods whose command line contains `words`.
     pub fn processes_with(&self, words: &str) -> Vec<u32> {
         let own = self.own_processes().unwrap_or_default();
         let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
@@ -183,7 +183,9 @@ impl Node {
         let is_meant = |pid: &u32| {
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
-            line.starts_with("/example ") && line.contains(words) && !own.contains(pid)
+            let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            let is_here = groups.contains(&format!(":{}/", self.cgroup()));
+            is_here && line.starts_with("/example ") && line.contains(words) && !own.contains(pid)
         };
         pids.filter(is_meant).collect()
     }
@@ -218,9 +220,9 @@ impl Node {
         left
     }
 
-    /// Mounts that a node without pods may hold: its folders made private.
+    /// Mounts that a node without pods may hold: its folders made private, and a disk that a test gave it.
     fn may_stay(&self, path: &Path) -> bool {
-        path == self.state || path.parent() == Some(&self.state)
+        path == self.state || path == self.disk || path.parent() == Some(&self.state)
     }
 
     /// Cgroups of pods under the node's own.

@@ -3,6 +3,7 @@
 
 mod support;
 
+use coracle_integration_tests::node::Options;
 use support::{Fixture, LIMIT, is_running, pod};
 
 /// Puts a file in and waits until the agent's log tells of it; a good pod beside it keeps running.
@@ -79,5 +80,28 @@ fn pods_that_cannot_start_say_why() {
     assert!(message.contains("configmap \"nowhere\" not found"), "{message}");
     fixture.put("good.yaml", &pod("good", &["sleep"], ""));
     fixture.wait_pod("good", "a good pod runs beside them", is_running);
+    fixture.finish();
+}
+
+#[test]
+fn a_pod_that_forks_without_end_harms_only_itself() {
+    let flags = vec!["--pod-max-pids=24".to_owned()];
+    let mut fixture = Fixture::start_with("fork-bomb", Options { flags, ..Options::default() });
+    fixture.put("bomb.yaml", &pod("bomb", &["spawn", "4096"], ""));
+    let is_told = |events: &str| {
+        let mut lines = events.lines().filter(|line| line.contains("PidsLimitReached"));
+        lines.any(|line| {
+            line.contains("bomb") && line.contains("limit of 24 processes") && line.contains("--pod-max-pids")
+        })
+    };
+    let told = fixture
+        .node
+        .wait("an event tells of the refusal", LIMIT, |node| Ok(is_told(&node.ask(&["events"])?)));
+    told.unwrap_or_else(|error| panic!("{error}\n{}", fixture.node.ask(&["events"]).unwrap()));
+    let log = fixture.log_of("bomb");
+    assert!(log.contains("refused after"), "{log}");
+    fixture.put("good.yaml", &pod("good", &["count", "1"], ""));
+    fixture.wait_pod("good", "a good pod starts beside it", is_running);
+    assert!(fixture.node.processes_with("sleep").len() < 24);
     fixture.finish();
 }

@@ -8,7 +8,7 @@
 mod exits;
 mod orphans;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -68,6 +68,8 @@ pub(crate) struct Dispatcher {
     found: Listing,
     /// Statuses of the run before this one, until their pod has a worker.
     last_statuses: BTreeMap<Arc<str>, Arc<PodStatus>>,
+    /// Pods that were told of while another of their name had not ended yet.
+    waiting: BTreeSet<Arc<str>>,
     stopping: Option<(Option<i64>, Vec<oneshot::Sender<()>>)>,
 }
 
@@ -85,6 +87,7 @@ impl Dispatcher {
             panics: Backoff::new(BackoffPolicy::RETRY),
             found: Listing::default(),
             last_statuses: inputs.last_statuses,
+            waiting: BTreeSet::new(),
             stopping: None,
         }
     }
@@ -153,6 +156,7 @@ impl Dispatcher {
                 None => entry.remove(self.stopping.as_ref().and_then(|(grace, _)| *grace)),
             }
         }
+        self.forget_waiting(&desired);
         if self.stopping.is_some() {
             self.tell_if_stopped();
             return;
@@ -172,6 +176,7 @@ impl Dispatcher {
 
     fn spawn(&mut self, pod: Arc<Pod>, goal: Goal) {
         let uid = pod.metadata.uid.clone();
+        self.waiting.remove(&uid);
         let fresh = self.found.pods.remove(&uid).is_none();
         let (desired, receiver) = watch::channel(Desired { pod, goal, grace: None });
         let bell = Arc::new(Bell::default());
@@ -224,7 +229,18 @@ impl Dispatcher {
         }
     }
 
-    fn report_waiting(&self, pod: &Arc<Pod>) {
+    /// A pod that waited for its name and is not wanted any more never had a worker that could tell of its end.
+    fn forget_waiting(&mut self, desired: &PodSet) {
+        let is_wanted = |uid: &Arc<str>| self.stopping.is_none() && desired.contains_key(uid);
+        let gone: Vec<Arc<str>> = self.waiting.iter().filter(|uid| !is_wanted(uid)).cloned().collect();
+        for uid in gone {
+            self.waiting.remove(&uid);
+            let _ = self.reports.send(Report::Gone { uid });
+        }
+    }
+
+    fn report_waiting(&mut self, pod: &Arc<Pod>) {
+        self.waiting.insert(pod.metadata.uid.clone());
         let status = PodStatus { phase: "Pending".to_owned(), ..PodStatus::default() };
         // The publisher outlives the dispatcher.
         let _ = self.reports.send(Report::Status { pod: pod.clone(), status: Arc::new(status) });

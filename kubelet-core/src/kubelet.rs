@@ -5,6 +5,7 @@
 
 mod adapters;
 mod housekeeping;
+mod pids_watch;
 mod publisher;
 #[cfg(test)]
 mod tests;
@@ -183,6 +184,8 @@ impl Kubelet {
         let resources = Arc::new(resources);
         let parts = Parts { events: events.clone(), resources: resources.clone(), images: puller, changes };
         let mut kubelet = Self::assemble(config.clone(), runtime.clone(), pods.clone(), parts).await?;
+        let watch = pids_watch::run(resources.clone(), events.clone(), kubelet.statuses());
+        kubelet.tasks.spawn(watch);
         let inputs = housekeeping::Inputs {
             runtime,
             images,

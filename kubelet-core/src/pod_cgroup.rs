@@ -11,6 +11,7 @@ mod write;
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -98,6 +99,8 @@ pub(crate) struct PodCgroups {
     /// Pods whose groups are known to have their limits, with what they request of their tier's CPU in thousandths
     /// of a core. A group that was made by an agent that was killed may lack them, so each agent sets them once.
     known: Mutex<HashMap<String, i64>>,
+    /// Whether this agent has limited the group of all pods.
+    is_top_limited: AtomicBool,
 }
 
 impl PodCgroups {
@@ -116,6 +119,7 @@ impl PodCgroups {
             hugepage_sizes: facts.hugepage_sizes.clone(),
             systemd,
             known: Mutex::default(),
+            is_top_limited: AtomicBool::new(false),
         };
         cgroups.warn_of_missing_controllers();
         Ok(cgroups)
@@ -149,6 +153,36 @@ impl PodCgroups {
         self.name(qos::qos_class(pod), &pod.metadata.uid).path(self.config.driver)
     }
 
+    /// The pod's group and those of its containers, in the hierarchy that counts processes.
+    pub(crate) fn pids_groups(&self, pod: &Pod) -> Vec<PathBuf> {
+        let path = self.name(qos::qos_class(pod), &pod.metadata.uid).path(self.config.driver);
+        let root = match &self.hierarchy {
+            Hierarchy::V2 { root } => Some(root),
+            Hierarchy::V1 { mounts, .. } => {
+                mounts.iter().find(|(name, _)| name == "pids").map(|(_, dir)| dir)
+            }
+        };
+        let mut groups = Vec::new();
+        if let Some(root) = root {
+            // A group that goes while it is listed is one less.
+            let _ = collect_groups(&root.join(path.trim_start_matches('/')), &mut groups);
+        }
+        groups
+    }
+
+    /// Makes the group of all pods. What it may not have of the machine's processes is left to start and end pods.
+    fn ensure_top(&self, top: &GroupName) -> Result<(), CgroupError> {
+        self.make(top)?;
+        if self.is_top_limited.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        if let Some(limit) = write::pids_of_all_pods() {
+            self.apply(top, &[write::Setting::Pids(limit)])?;
+        }
+        self.is_top_limited.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Makes the pod's group with its limits, and the groups above it.
     pub(crate) fn ensure(&self, pod: &Pod) -> Result<(), CgroupError> {
         let class = qos::qos_class(pod);
@@ -156,7 +190,7 @@ impl PodCgroups {
         let top = GroupName::new(&self.config.root).child(KUBEPODS);
         let tier = top.clone().tier(class);
         let name = self.name(class, &uid);
-        self.make(&top)?;
+        self.ensure_top(&top)?;
         self.make(&tier)?;
         let is_new = self.make(&name)?;
         if !is_new && self.known().contains_key(&uid) {

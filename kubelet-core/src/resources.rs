@@ -88,6 +88,11 @@ impl PodResources {
         })))
     }
 
+    /// Groups of a pod in which processes are counted. Lists folders: ask seldom.
+    pub(crate) fn pids_groups(&self, pod: &Pod) -> Vec<PathBuf> {
+        self.0.cgroups.pids_groups(pod)
+    }
+
     /// Folders, cgroup, volumes. Idempotent; called on every sync before containers start, cheap when all is there.
     pub async fn prepare(&self, pod: &Arc<Pod>) -> Result<(), PrepareError> {
         let (inner, pod, uid) = (self.0.clone(), pod.clone(), pod.metadata.uid.clone());

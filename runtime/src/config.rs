@@ -2,6 +2,7 @@
 //! once by the embedder and never changed while the runtime lives.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::image::Registries;
 
@@ -67,6 +68,8 @@ pub struct Config {
     pub cni: CniConfig,
     /// Mirrors, credentials and TLS of registries, as a `registries.yaml` in k3s' form has them.
     pub registries: Registries,
+    /// How long a registry may send nothing before the connection counts as stalled and is tried again.
+    pub pull_stall: Duration,
     /// Size of a sandbox's /dev/shm in bytes.
     pub shm_size: u64,
 }
@@ -84,6 +87,7 @@ impl Config {
             shim_cgroup: "/coracle-shims".into(),
             cni: CniConfig::default(),
             registries: Registries::default(),
+            pull_stall: Duration::from_secs(30),
             shm_size: 64 << 20,
         }
     }

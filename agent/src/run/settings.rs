@@ -72,6 +72,7 @@ fn runtime(args: &RunArgs) -> Result<RuntimeConfig> {
         bin_dirs: args.cni_bin_dir.clone(),
         default: Some(BridgeNetwork { bridge: args.bridge.clone(), subnet: args.pod_cidr.clone() }),
     };
+    config.pull_stall = args.image_pull_progress_deadline;
     config.registries = registries(&args.private_registry)?;
     Ok(config)
 }

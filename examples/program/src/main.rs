@@ -8,6 +8,8 @@
 //! `example exit CODE`             ends with CODE
 //! `example sleep`                 waits for its end without using the processor
 //! `example fill MIB`              takes so much memory and waits
+//! `example spawn N`               starts up to N processes, without mercy when one is refused
+//! `example pour PATH MIB`         writes so much into a file and waits
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "what it prints is the container's log")]
 
 use std::io::{Read, Write};
@@ -31,6 +33,11 @@ fn main() -> ExitCode {
         },
         ["exit", code] => ExitCode::from(code.parse().unwrap_or(1)),
         ["sleep"] => wait_for_the_end(),
+        ["spawn", count] => spawn(count.parse().unwrap_or(1)),
+        ["pour", path, mebibytes] => match pour(path, mebibytes.parse().unwrap_or(1)) {
+            Ok(()) => wait_for_the_end(),
+            failed => report(failed),
+        },
         ["fill", mebibytes] => fill(mebibytes.parse().unwrap_or(1)),
         other => {
             eprintln!("example: do not know {other:?}");
@@ -61,6 +68,34 @@ fn fill(mebibytes: usize) -> ExitCode {
     let memory = vec![1_u8; mebibytes << 20];
     println!("holding {} MiB", memory.len() >> 20);
     wait_for_the_end()
+}
+
+fn spawn(count: usize) -> ExitCode {
+    let mut started = 0;
+    let mut was_refused = false;
+    while started < count {
+        let own = std::env::current_exe().unwrap_or_else(|_| "/example".into());
+        match std::process::Command::new(own).arg("sleep").spawn() {
+            Ok(_) => started += 1,
+            Err(error) => {
+                if !std::mem::replace(&mut was_refused, true) {
+                    eprintln!("example: refused after {started}: {error}");
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+    println!("started {started}");
+    wait_for_the_end()
+}
+
+fn pour(path: &str, mebibytes: usize) -> std::io::Result<()> {
+    let mut file = std::fs::File::create(path)?;
+    for _ in 0..mebibytes {
+        file.write_all(&[1_u8; 1 << 20])?;
+    }
+    println!("wrote {mebibytes} MiB");
+    Ok(())
 }
 
 fn wait_for_the_end() -> ExitCode {

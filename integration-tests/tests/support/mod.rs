@@ -9,7 +9,7 @@ use coracle_integration_tests::node::{Node, Options};
 use coracle_integration_tests::{Executables, example_image, target_dir};
 use serde_json::Value;
 
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 
 /// A node on an empty folder.
 pub(crate) struct Fixture {
@@ -73,6 +73,15 @@ impl Fixture {
             })
             .unwrap();
         found
+    }
+
+    /// What the pod's containers have logged, as the file has it.
+    pub(crate) fn log_of(&self, name: &str) -> String {
+        let entries = std::fs::read_dir(self.node.disk.join("logs/containers")).unwrap();
+        let links = entries.map(|entry| entry.unwrap().path());
+        let prefix = format!("{name}-");
+        let own = links.filter(|link| link.file_name().unwrap().to_string_lossy().starts_with(&prefix));
+        own.map(|link| std::fs::read_to_string(link).unwrap()).collect()
     }
 
     pub(crate) fn wait_gone(&mut self) {

@@ -173,6 +173,7 @@ fn without_controllers_there_is_a_name_and_nothing_to_do() {
         hugepage_sizes: vec![2 << 20],
         systemd: None,
         known: Mutex::default(),
+        is_top_limited: AtomicBool::new(false),
     };
     let pod = pod("u3", limited());
     cgroups.ensure(&pod).unwrap();

@@ -25,6 +25,7 @@ pub(super) async fn open(config: &Config) -> Result<Arc<ImageStore>, StartError>
     let mut options = Options::new(config.images_dir());
     options.helper = config.helper.clone();
     options.registries = config.registries.clone();
+    options.stall = config.pull_stall;
     let path = config.images_dir();
     let opened = tokio::task::spawn_blocking(move || open_store(&options)).await;
     match opened {

@@ -3,7 +3,7 @@
 use coracle_cri::testing::{ExecScript, Method, Script};
 
 use super::*;
-use crate::api::{ExecAction, Lifecycle, LifecycleHandler, SleepAction, Time};
+use crate::api::{ExecAction, Lifecycle, LifecycleHandler, ObjectMeta, SleepAction, Time};
 
 fn exec(command: &str) -> Option<Box<LifecycleHandler>> {
     let exec = Some(Box::new(ExecAction { command: vec![command.to_owned()] }));
@@ -184,4 +184,20 @@ async fn a_drain_leaves_pods_running() {
     kubelet.drain().await;
     assert_eq!(fake.containers().len(), 1);
     assert_eq!(fake.count(Method::StopContainer), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_waited_for_its_name_in_vain_is_forgotten() {
+    let bench = Bench::with_pods([pod("web")]).await;
+    bench.until("web", is_running).await;
+    bench.fake.hang(Method::StopContainer);
+    let second =
+        Pod { metadata: ObjectMeta { uid: Arc::from("second"), ..pod("web").metadata }, ..pod("web") };
+    bench.desire([second]);
+    let mut statuses = bench.kubelet.statuses();
+    statuses.wait_for(|views| views.contains_key("second")).await.unwrap();
+    bench.desire([]);
+    bench.fake.clear_faults();
+    bench.fake.release();
+    bench.until_gone("web").await;
 }
