@@ -1,11 +1,14 @@
-//! What tests, benches and the demo start: a node of its own folders, and the image that its pods run.
+//! What tests, benches and the demo start: a node of its own folders, a cluster, and the images that pods run.
 //!
 //! Tests in `tests/` drive the built executables as a user would; `cargo xtask test` builds them and says
 //! where they lie.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this crate is for a terminal")]
 
+pub mod cluster;
 pub mod example_image;
+pub mod images;
 pub mod node;
+pub mod peers;
 pub mod sys;
 
 use std::path::{Path, PathBuf};

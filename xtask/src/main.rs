@@ -7,7 +7,9 @@
 mod artifacts;
 mod bench;
 mod ci;
+mod cluster;
 mod demo;
+mod peers;
 mod process;
 mod setup;
 mod test;
@@ -25,6 +27,13 @@ cargo xtask COMMAND
   chaos [N]      kill the agent N times (200) at random moments while pods come and go
   bench local    pods from a folder: memory, idle cost, start times
   bench pull     pull and unpack of a 200 MB image beside Debian's containerd
+  peers [NAME…]  build a real control plane and a stock node from Go modules, into a cache outside the tree
+  cluster up     start a control plane and print how to reach and join it [--name NAME]
+  cluster status show the clusters of this machine and their nodes
+  cluster node add --reference | --coracle   add a node [--name NODE]
+  cluster node exec NODE COMMAND…            run a command where the node runs
+  cluster node remove NODE
+  cluster down   end it and take away all it made
   dist           one self-contained coracle in target/dist
 ";
 
@@ -42,6 +51,8 @@ fn main() -> Result<()> {
         ["ci"] => ci::run(),
         ["chaos"] => test::chaos("200"),
         ["chaos", moments] => test::chaos(moments),
+        ["peers", names @ ..] => peers::run(names),
+        ["cluster", words @ ..] => cluster::run(words),
         ["bench", "local"] => bench::local::run(),
         ["bench", "pull"] => bench::pull::run(),
         [] | ["help" | "--help" | "-h"] => {

@@ -34,6 +34,17 @@ const TESTS: &[Package] = &[
     package("runc", "the reference maker of containers"),
 ];
 
+/// What building the peers needs, besides Go.
+const PEERS: &[Package] = &[
+    package("build-essential", "the pause program, and runc's C"),
+    package("libseccomp-dev", "runc"),
+    package("nftables", "kube-proxy"),
+    package("ca-certificates", "fetching Go modules"),
+];
+
+/// Any Go does: it fetches the one that the modules ask for.
+const GO: &[Package] = &[package("golang-go", "the control plane and the reference node")];
+
 /// Installs all of it.
 pub(crate) fn run() -> Result<()> {
     ensure(NODE.iter().chain(TESTS))
@@ -42,6 +53,13 @@ pub(crate) fn run() -> Result<()> {
 /// Installs what `demo` needs.
 pub(crate) fn for_demo() -> Result<()> {
     ensure(NODE.iter())
+}
+
+/// Installs what building the peers needs.
+pub(crate) fn for_peers() -> Result<()> {
+    ensure(PEERS.iter())?;
+    let found = ["go", "/usr/local/go/bin/go"].map(|go| Command::new(go).arg("version").output().is_ok());
+    if found.contains(&true) { Ok(()) } else { ensure(GO.iter()) }
 }
 
 fn ensure(packages: impl Iterator<Item = &'static Package>) -> Result<()> {

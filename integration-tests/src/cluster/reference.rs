@@ -1,0 +1,130 @@
+//! The reference node: kubelet, containerd and runc as they ship, joined by token and TLS bootstrap.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::Cluster;
+use super::node::{Node, write};
+
+/// Settings of the kernel that a kubelet sets for the whole machine, each with the value it wants.
+const KERNEL: &[(&str, &str)] = &[
+    ("vm/overcommit_memory", "1"),
+    ("vm/panic_on_oom", "0"),
+    ("kernel/panic", "10"),
+    ("kernel/panic_on_oops", "1"),
+    ("kernel/keys/root_maxkeys", "1000000"),
+    ("kernel/keys/root_maxbytes", "25000000"),
+];
+
+/// Starts containerd and the kubelet; the node registers itself.
+pub(super) fn start(cluster: &Cluster, node: &Node) -> Result<()> {
+    let containerd = cluster.peers.program("containerd")?;
+    let kubelet = cluster.peers.program("kubelet")?;
+    let folder = containerd.parent().context("a program lies in a folder")?;
+    write(node, "containerd.toml", &containerd_config(folder))?;
+    let mirror = format!(
+        "[host.\"http://{}:5000\"]\n  capabilities = [\"pull\", \"resolve\"]\n",
+        cluster.network.control_plane()
+    );
+    write(node, "certs.d/_default/hosts.toml", &mirror)?;
+    write(node, "kubelet.yaml", &kubelet_config(cluster))?;
+    std::fs::create_dir_all(node.files().join("manifests")).context("cannot create the manifests' folder")?;
+    shield_kernel_settings(node)?;
+
+    let path = format!("PATH={}:/usr/sbin:/usr/bin:/sbin:/bin", folder.display());
+    let arguments =
+        [path, containerd.display().to_string(), "--config=/var/lib/node/containerd.toml".to_owned()];
+    let mut service = node.machine.start_service("containerd", Path::new("env"), &arguments)?;
+    let crictl = [folder.join("ctr").display().to_string(), "plugins".to_owned(), "ls".to_owned()];
+    let words: Vec<&str> = crictl.iter().map(String::as_str).collect();
+    cluster.wait(
+        "containerd answers",
+        Duration::from_secs(60),
+        |_| {
+            if let Some(status) = service.ended()? {
+                bail!("containerd ended with {status}");
+            }
+            Ok(node.machine.run(&words).is_ok())
+        },
+        || node.machine.last_words("containerd", 20),
+    )?;
+
+    let arguments = [
+        "--config=/var/lib/node/kubelet.yaml".to_owned(),
+        "--bootstrap-kubeconfig=/var/lib/node/bootstrap.kubeconfig".to_owned(),
+        "--kubeconfig=/var/lib/kubelet/kubeconfig".to_owned(),
+        format!("--hostname-override={}", node.machine.name),
+        format!("--node-ip={}", cluster.network.node(node.index)),
+    ];
+    node.machine.start_service("kubelet", &kubelet, &arguments).map(drop)
+}
+
+/// Puts files over the kernel's settings in the node's own view, holding what a kubelet wants to find there, so
+/// that it leaves the machine's alone.
+fn shield_kernel_settings(node: &Node) -> Result<()> {
+    for (name, value) in KERNEL {
+        let file = format!("kernel/{}", name.replace('/', "-"));
+        write(node, &file, &format!("{value}\n"))?;
+        let place = format!("/proc/sys/{name}");
+        if Path::new(&place).exists() {
+            node.machine.run(&["mount", "--bind", &format!("/var/lib/node/{file}"), &place])?;
+        }
+    }
+    Ok(())
+}
+
+fn containerd_config(programs: &Path) -> String {
+    let programs = programs.display();
+    format!(
+        r#"version = 3
+root = "/var/lib/containerd"
+state = "/run/containerd"
+[grpc]
+address = "/run/containerd/containerd.sock"
+[plugins.'io.containerd.cri.v1.images'.pinned_images]
+sandbox = "registry.k8s.io/pause:3.10.2"
+[plugins.'io.containerd.cri.v1.images'.registry]
+config_path = "/var/lib/node/certs.d"
+[plugins.'io.containerd.cri.v1.runtime']
+disable_apparmor = true
+restrict_oom_score_adj = true
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+BinaryName = "{programs}/runc"
+SystemdCgroup = false
+[plugins.'io.containerd.cri.v1.runtime'.cni]
+bin_dirs = ["{programs}"]
+conf_dir = "/var/lib/node/net.d"
+"#
+    )
+}
+
+fn kubelet_config(cluster: &Cluster) -> String {
+    format!(
+        r#"apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+authentication:
+  anonymous: {{enabled: false}}
+  webhook: {{enabled: true}}
+  x509: {{clientCAFile: /var/lib/node/ca.crt}}
+authorization: {{mode: Webhook}}
+cgroupDriver: cgroupfs
+failCgroupV1: false
+failSwapOn: false
+clusterDNS: [{}]
+clusterDomain: cluster.local
+containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
+resolvConf: /var/lib/node/resolv.conf
+rotateCertificates: true
+serverTLSBootstrap: true
+staticPodPath: /var/lib/node/manifests
+# The disk is the developer's own, and may be nearly full.
+imageGCHighThresholdPercent: 100
+evictionHard: {{memory.available: 100Mi, nodefs.available: 1%, imagefs.available: 1%}}
+"#,
+        cluster.network.dns()
+    )
+}

@@ -1,0 +1,118 @@
+//! `cluster`: a real control plane on this machine, and nodes beside it, until it is taken down.
+
+use anyhow::{Context, Result, bail};
+
+use coracle_integration_tests::cluster::{Cluster, Kind, Options};
+use coracle_integration_tests::images;
+use coracle_integration_tests::peers::{CONTROL_PLANE, Peers, REFERENCE_NODE};
+
+use crate::peers;
+
+const USAGE: &str = "cluster up | status | down | node add --reference | node exec NODE COMMAND… | node remove NODE  [--name NAME]";
+
+/// Runs one of the subcommands.
+pub(crate) fn run(words: &[&str]) -> Result<()> {
+    match words {
+        ["up", rest @ ..] => up(option(rest, "--name")?.unwrap_or("test")),
+        ["status", ..] => status(),
+        ["down", rest @ ..] => {
+            let cluster = Cluster::open(option(rest, "--name")?.unwrap_or("test"))?;
+            let name = cluster.name.clone();
+            cluster.down()?;
+            println!("the cluster {name} is gone");
+            Ok(())
+        }
+        ["node", "add", rest @ ..] => add(rest),
+        ["node", "remove", node, rest @ ..] => {
+            Cluster::open(option(rest, "--cluster")?.unwrap_or("test"))?.remove_node(node)
+        }
+        ["node", "exec", node, command @ ..] => exec(node, command),
+        other => bail!("no such command: cluster {}\n{USAGE}", other.join(" ")),
+    }
+}
+
+/// The value after a flag.
+fn option<'a>(words: &[&'a str], flag: &str) -> Result<Option<&'a str>> {
+    match words.iter().position(|word| *word == flag) {
+        None => Ok(None),
+        Some(at) => words.get(at + 1).copied().map(Some).with_context(|| format!("{flag} wants a value")),
+    }
+}
+
+fn up(name: &str) -> Result<()> {
+    peers::ensure(CONTROL_PLANE)?;
+    images::write(&Peers::new(), images::Set::Basic, None)?;
+    let start = std::time::Instant::now();
+    let cluster = Cluster::start(&Options::staying(name))?;
+    println!("the cluster {name} is ready after {:.1} s\n", start.elapsed().as_secs_f64());
+    println!("export KUBECONFIG={}", cluster.kubeconfig().display());
+    println!("export PATH=$PATH:{}\n", kubectl_folder(&cluster)?);
+    println!("server        {}", cluster.join.server);
+    println!("token         {}", cluster.join.token);
+    println!("ca-cert-hash  {}", cluster.join.ca_cert_hash);
+    println!("ca file       {}", cluster.authority().display());
+    println!("\ncargo xtask cluster node add --reference\ncargo xtask cluster down");
+    Ok(())
+}
+
+fn kubectl_folder(cluster: &Cluster) -> Result<String> {
+    let kubectl = cluster.kubectl()?;
+    let folder = std::path::Path::new(kubectl.get_program()).parent().context("kubectl lies in a folder")?;
+    Ok(folder.display().to_string())
+}
+
+fn status() -> Result<()> {
+    let names = Cluster::names();
+    if names.is_empty() {
+        println!("no cluster: cargo xtask cluster up");
+    }
+    for name in names {
+        let cluster = Cluster::open(&name)?;
+        match cluster.status() {
+            Ok(status) => println!("{name}: {status}\n  KUBECONFIG={}", cluster.kubeconfig().display()),
+            Err(error) => println!("{name}: does not answer: {error:#}"),
+        }
+        for node in cluster.nodes() {
+            let alive = if node.machine.is_alive() { "runs" } else { "has ended" };
+            println!(
+                "  {:<20} {:<10} {alive}  {}",
+                node.machine.name,
+                node.kind,
+                node.machine.folder.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+fn add(words: &[&str]) -> Result<()> {
+    let mut cluster = Cluster::open(option(words, "--cluster")?.unwrap_or("test"))?;
+    let kind = match words.iter().find(|word| matches!(**word, "--reference" | "--coracle")) {
+        Some(&"--reference") => {
+            peers::ensure(REFERENCE_NODE)?;
+            Kind::Reference
+        }
+        _ => bail!("which kind of node? --reference"),
+    };
+    let name = match option(words, "--name")? {
+        Some(name) => name.to_owned(),
+        None => format!("node-{}", cluster.nodes().len()),
+    };
+    let start = std::time::Instant::now();
+    cluster.add_node(&name, &kind)?;
+    println!("{name} is Ready after {:.1} s", start.elapsed().as_secs_f64());
+    print!("{}", cluster.ask(&["get", "nodes", "-o", "wide"])?);
+    Ok(())
+}
+
+fn exec(node: &str, command: &[&str]) -> Result<()> {
+    let cluster = Cluster::open("test")?;
+    let machine =
+        if node == "control-plane" { cluster.control_plane() } else { &cluster.node(node)?.machine };
+    let (program, arguments) = command.split_first().context("which command?")?;
+    let status = machine.command(program).args(arguments).stdin(std::process::Stdio::inherit()).status()?;
+    if !status.success() {
+        bail!("`{}` ended with {status}", command.join(" "));
+    }
+    Ok(())
+}
