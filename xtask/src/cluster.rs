@@ -4,11 +4,11 @@ use anyhow::{Context, Result, bail};
 
 use coracle_integration_tests::cluster::{Cluster, Kind, Options};
 use coracle_integration_tests::images;
-use coracle_integration_tests::peers::{CONTROL_PLANE, Peers, REFERENCE_NODE};
+use coracle_integration_tests::peers::{CNI, CONTROL_PLANE, Peers, REFERENCE_NODE};
 
-use crate::peers;
+use crate::{artifacts, peers};
 
-const USAGE: &str = "cluster up | status | down | node add --reference | node exec NODE COMMAND… | node remove NODE  [--name NAME]";
+const USAGE: &str = "cluster up | status | down | node add --reference | --coracle [-- FLAG…] | node exec NODE COMMAND… | node remove NODE  [--name NAME]";
 
 /// Runs one of the subcommands.
 pub(crate) fn run(words: &[&str]) -> Result<()> {
@@ -29,6 +29,12 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
         ["node", "exec", node, command @ ..] => exec(node, command),
         other => bail!("no such command: cluster {}\n{USAGE}", other.join(" ")),
     }
+}
+
+/// The words after a separator.
+fn after(words: &[&str], separator: &str) -> Vec<String> {
+    let rest = words.iter().skip_while(|word| **word != separator).skip(1);
+    rest.map(|word| (*word).to_owned()).collect()
 }
 
 /// The value after a flag.
@@ -92,7 +98,12 @@ fn add(words: &[&str]) -> Result<()> {
             peers::ensure(REFERENCE_NODE)?;
             Kind::Reference
         }
-        _ => bail!("which kind of node? --reference"),
+        Some(_) => {
+            // The conflist is the same for both kinds, and so are its plugins.
+            peers::ensure(CNI)?;
+            Kind::Coracle { executables: artifacts::build()?, flags: after(words, "--") }
+        }
+        None => bail!("which kind of node? --reference or --coracle"),
     };
     let name = match option(words, "--name")? {
         Some(name) => name.to_owned(),

@@ -8,6 +8,7 @@ mod artifacts;
 mod bench;
 mod ci;
 mod cluster;
+mod conformance;
 mod demo;
 mod peers;
 mod process;
@@ -26,6 +27,7 @@ cargo xtask COMMAND
   ci             what CI runs: format, lints, every test, the demo
   chaos [N]      kill the agent N times (200) at random moments while pods come and go
   bench local    pods from a folder: memory, idle cost, start times
+  bench node     a joined node beside kubelet and containerd: memory, idle cost, start times [--node KIND]
   bench pull     pull and unpack of a 200 MB image beside Debian's containerd
   peers [NAME…]  build a real control plane and a stock node from Go modules, into a cache outside the tree
   cluster up     start a control plane and print how to reach and join it [--name NAME]
@@ -34,6 +36,8 @@ cargo xtask COMMAND
   cluster node exec NODE COMMAND…            run a command where the node runs
   cluster node remove NODE
   cluster down   end it and take away all it made
+  conformance    Kubernetes' conformance specs on the reference and on coracle, and where they differ
+                 [--focus sig-node|RE] [--nodes N] [--node coracle|reference] [--procs N]
   dist           one self-contained coracle in target/dist
 ";
 
@@ -53,7 +57,9 @@ fn main() -> Result<()> {
         ["chaos", moments] => test::chaos(moments),
         ["peers", names @ ..] => peers::run(names),
         ["cluster", words @ ..] => cluster::run(words),
+        ["conformance", words @ ..] => conformance::run(words),
         ["bench", "local"] => bench::local::run(),
+        ["bench", "node", words @ ..] => bench::node::run(words),
         ["bench", "pull"] => bench::pull::run(),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

@@ -42,6 +42,12 @@ const PEERS: &[Package] = &[
     package("ca-certificates", "fetching Go modules"),
 ];
 
+/// What images of the suites are made of.
+const SUITES: &[Package] = &[
+    package("busybox-static", "commands in images of the suites"),
+    package("bash-static", "the shell in images of the suites"),
+];
+
 /// Any Go does: it fetches the one that the modules ask for.
 const GO: &[Package] = &[package("golang-go", "the control plane and the reference node")];
 
@@ -53,6 +59,11 @@ pub(crate) fn run() -> Result<()> {
 /// Installs what `demo` needs.
 pub(crate) fn for_demo() -> Result<()> {
     ensure(NODE.iter())
+}
+
+/// Installs what the suites' images need.
+pub(crate) fn for_suites() -> Result<()> {
+    ensure(NODE.iter().chain(SUITES))
 }
 
 /// Installs what building the peers needs.

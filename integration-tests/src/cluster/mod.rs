@@ -14,6 +14,7 @@ pub mod api;
 mod bootstrap_objects;
 mod certificates;
 mod control_plane;
+mod coracle;
 pub mod machine;
 mod network;
 mod node;

@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::machine::Machine;
-use super::{Cluster, reference};
+use super::{Cluster, coracle, reference};
+use crate::Executables;
 
 /// How long a node may take to become Ready on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -17,12 +18,20 @@ const LIMIT: Duration = Duration::from_secs(120);
 pub enum Kind {
     /// A kubelet with containerd and runc.
     Reference,
+    /// The agent of these executables.
+    Coracle {
+        /// What is run.
+        executables: Executables,
+        /// Further flags of `coracle run`.
+        flags: Vec<String>,
+    },
 }
 
 impl Kind {
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Reference => "reference",
+            Self::Coracle { .. } => "coracle",
         }
     }
 }
@@ -83,6 +92,7 @@ pub(super) fn prepare(cluster: &Cluster, node: &Node, kind: &Kind) -> Result<()>
     }
     match kind {
         Kind::Reference => reference::start(cluster, node)?,
+        Kind::Coracle { executables, flags } => coracle::start(cluster, node, executables, flags)?,
     }
     let name = &node.machine.name;
     let path = format!("/api/v1/nodes/{name}");

@@ -31,6 +31,8 @@ pub const REFERENCE_NODE: &[&str] = &[
     "loopback",
     "portmap",
 ];
+/// What every node's pods get their network from.
+pub const CNI: &[&str] = &["bridge", "host-local", "loopback", "portmap"];
 /// What the conformance suite needs besides.
 pub const CONFORMANCE: &[&str] = &["e2e.test", "ginkgo", "agnhost"];
 

@@ -2,6 +2,7 @@
 //! `{"measure", "unit", "at", "ours", "reference"}` with `reference` null where there is none.
 
 pub(crate) mod local;
+pub(crate) mod node;
 pub(crate) mod pull;
 
 use anyhow::{Context, Result};
@@ -28,10 +29,22 @@ impl Report {
         ours: f64,
         reference: Option<f64>,
     ) {
+        self.pair(measure, unit, at, Some(ours), reference);
+    }
+
+    /// The same where either side may not have been measured.
+    pub(crate) fn pair(
+        &mut self,
+        measure: &str,
+        unit: &str,
+        at: impl Into<Value>,
+        ours: Option<f64>,
+        reference: Option<f64>,
+    ) {
         let at = at.into();
-        let shown = reference.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
+        let shown = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
         let place = at.as_str().map_or_else(|| at.to_string(), str::to_owned);
-        println!("{measure:<20} {place:>14} {ours:>12.2} {shown:>12} {unit}");
+        println!("{measure:<20} {place:>14} {:>12} {:>12} {unit}", shown(ours), shown(reference));
         self.rows
             .push(json!({"measure": measure, "unit": unit, "at": at, "ours": ours, "reference": reference}));
     }

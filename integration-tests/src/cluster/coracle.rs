@@ -1,0 +1,45 @@
+//! A node of ours in a test cluster: the agent, joined by token, with the same conflist and registry as the reference.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::Cluster;
+use super::node::{Node, write};
+use crate::Executables;
+
+/// Starts the agent; the node registers itself.
+pub(super) fn start(
+    cluster: &Cluster,
+    node: &Node,
+    executables: &Executables,
+    flags: &[String],
+) -> Result<()> {
+    let mirror =
+        format!("mirrors:\n  \"*\":\n    endpoint: [\"http://{}:5000\"]\n", cluster.network.control_plane());
+    write(node, "registries.yaml", &mirror)?;
+    std::fs::create_dir_all(node.files().join("manifests")).context("cannot create the manifests' folder")?;
+    let plugins = cluster.peers.program("bridge")?;
+    let plugins = plugins.parent().context("a program lies in a folder")?;
+    let mut arguments = vec![
+        "PATH=/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
+        executables.coracle.display().to_string(),
+        "run".to_owned(),
+        format!("--server={}", cluster.join.server),
+        format!("--token={}", cluster.join.token),
+        format!("--ca-cert-hash={}", cluster.join.ca_cert_hash),
+        format!("--hostname-override={}", node.machine.name),
+        format!("--node-ip={}", cluster.network.node(node.index)),
+        format!("--shim={}", executables.shim.display()),
+        "--manifests=/var/lib/node/manifests".to_owned(),
+        "--private-registry=/var/lib/node/registries.yaml".to_owned(),
+        "--resolv-conf=/var/lib/node/resolv.conf".to_owned(),
+        "--cni-conf-dir=/var/lib/node/net.d".to_owned(),
+        format!("--cni-bin-dir={}", plugins.display()),
+        format!("--cluster-dns={}", cluster.network.dns()),
+        // The disk is the developer's own, and may be nearly full.
+        "--image-gc-high-threshold=100".to_owned(),
+    ];
+    arguments.extend(flags.iter().cloned());
+    node.machine.start_service("coracle", Path::new("env"), &arguments).map(drop)
+}
