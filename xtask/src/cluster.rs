@@ -47,7 +47,7 @@ fn option<'a>(words: &[&'a str], flag: &str) -> Result<Option<&'a str>> {
 
 fn up(name: &str) -> Result<()> {
     peers::ensure(CONTROL_PLANE)?;
-    images::write(&Peers::new(), images::Set::Basic, None)?;
+    write_images()?;
     let start = std::time::Instant::now();
     let cluster = Cluster::start(&Options::staying(name))?;
     println!("the cluster {name} is ready after {:.1} s\n", start.elapsed().as_secs_f64());
@@ -59,6 +59,15 @@ fn up(name: &str) -> Result<()> {
     println!("ca file       {}", cluster.authority().display());
     println!("\ncargo xtask cluster node add --reference\ncargo xtask cluster down");
     Ok(())
+}
+
+/// Serves the images of the suites too where what they are made of is there.
+fn write_images() -> Result<()> {
+    let peers = Peers::new();
+    let is_whole = peers.program("agnhost").is_ok() && std::path::Path::new("/bin/bash-static").exists();
+    let set = if is_whole { images::Set::Conformance } else { images::Set::Basic };
+    let example = coracle_integration_tests::Executables::of_this_build().example;
+    images::write(&peers, set, Some(example.as_path()).filter(|path| path.exists()))
 }
 
 fn kubectl_folder(cluster: &Cluster) -> Result<String> {

@@ -36,6 +36,7 @@ cargo xtask COMMAND
   cluster node exec NODE COMMAND…            run a command where the node runs
   cluster node remove NODE
   cluster down   end it and take away all it made
+  cluster-test   the tests that need such a cluster
   conformance    Kubernetes' conformance specs on the reference and on coracle, and where they differ
                  [--focus sig-node|RE] [--nodes N] [--node coracle|reference] [--procs N]
   dist           one self-contained coracle in target/dist
@@ -53,6 +54,7 @@ fn main() -> Result<()> {
         ["demo"] => demo::run(),
         ["test", filter @ ..] => test::run(filter),
         ["ci"] => ci::run(),
+        ["cluster-test", filter @ ..] => test::with_cluster(filter),
         ["chaos"] => test::chaos("200"),
         ["chaos", moments] => test::chaos(moments),
         ["peers", names @ ..] => peers::run(names),

@@ -2,7 +2,9 @@
 
 use anyhow::{Result, bail};
 
-use crate::{artifacts, process, setup};
+use coracle_integration_tests::peers::{CONTROL_PLANE, REFERENCE_NODE};
+
+use crate::{artifacts, peers, process, setup};
 
 /// Runs all tests, or those whose name contains a word of `filter`.
 pub(crate) fn run(filter: &[&str]) -> Result<()> {
@@ -17,6 +19,17 @@ pub(crate) fn run(filter: &[&str]) -> Result<()> {
         process::command("cargo", ["test", "--workspace", "--all-features", "--no-fail-fast", "--"]);
     command.args(filter).env("CORACLE_SHIM", &small.shim).env("CORACLE_EXAMPLE", &small.example);
     process::run(&mut command)
+}
+
+/// The tests that need a real control plane, which is built first.
+pub(crate) fn with_cluster(filter: &[&str]) -> Result<()> {
+    setup::run()?;
+    for names in [CONTROL_PLANE, REFERENCE_NODE] {
+        peers::ensure(names)?;
+    }
+    let arguments = ["test", "--package", "coracle-integration-tests", "--test", "cluster", "--"];
+    // One after the other: each is a whole cluster.
+    process::run(process::command("cargo", arguments).arg("--test-threads=1").args(filter))
 }
 
 /// The chaos test with so many moments, on the executables as they ship.

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::api::Api;
 use super::certificates::{Authority, write_signing_key};
-use super::machine::{Machine, Service};
+use super::machine::Machine;
 use super::network::Network;
 use super::{Join, Options, bootstrap_objects};
 use crate::peers::Peers;
@@ -62,17 +62,13 @@ pub(super) fn start(
     let programs = peers.program("control-plane")?;
     let programs = programs.parent().context("a program lies in a folder")?;
     let join = make_files(network, files)?;
-    let mut services = vec![
-        machine.start_service("etcd", &programs.join("etcd"), &etcd())?,
-        machine.start_service(
-            "kube-apiserver",
-            &programs.join("kube-apiserver"),
-            &api_server(network, files, options),
-        )?,
-    ];
-    services.push(start_registry(machine, network, files, peers)?);
+    let mut services = vec!["etcd", "kube-apiserver", "registry"];
+    machine.start_service("etcd", &programs.join("etcd"), &etcd())?;
+    let arguments = api_server(network, files, options);
+    machine.start_service("kube-apiserver", &programs.join("kube-apiserver"), &arguments)?;
+    start_registry(machine, network, files, peers)?;
     let api = Api::of_kubeconfig(&files.admin())?;
-    wait(machine, &mut services, "the API server is ready", || {
+    wait(machine, &services, "the API server is ready", || {
         Ok(api.request("GET", "/readyz", None).is_ok_and(|answer| answer.code == 200))
     })?;
     let controllers = controllers(network, files, options);
@@ -81,18 +77,19 @@ pub(super) fn start(
         ("kube-scheduler", scheduler(files)),
         ("serving-approver", vec![files.admin().display().to_string()]),
     ] {
-        services.push(machine.start_service(name, &programs.join(name), &arguments)?);
+        machine.start_service(name, &programs.join(name), &arguments)?;
+        services.push(name);
     }
     let anybody = anybody(&join, files)?;
     for (path, object) in bootstrap_objects::objects(&join, &anybody) {
         // A namespace of the system may come a moment after the server is ready.
-        wait(machine, &mut services, path, || {
+        wait(machine, &services, path, || {
             let answer = api.request("POST", path, Some(("application/json", &object)))?;
             Ok(answer.code != 404 && answer.ok().map(|_| true)?)
         })?;
     }
     let signature = format!("jws-kubeconfig-{}", join.token.split('.').next().unwrap_or_default());
-    wait(machine, &mut services, "cluster-info is signed and pods have their account", || {
+    wait(machine, &services, "cluster-info is signed and pods have their account", || {
         let info = api.get("/api/v1/namespaces/kube-public/configmaps/cluster-info")?;
         let account = api.request("GET", "/api/v1/namespaces/default/serviceaccounts/default", None)?;
         let authority = api.request("GET", "/api/v1/namespaces/default/configmaps/kube-root-ca.crt", None)?;
@@ -140,7 +137,7 @@ fn make_files(network: Network, files: &Files) -> Result<Join> {
 }
 
 /// Serves the images that were made for clusters; more may be written while it runs.
-fn start_registry(machine: &Machine, network: Network, files: &Files, peers: &Peers) -> Result<Service> {
+fn start_registry(machine: &Machine, network: Network, files: &Files, peers: &Peers) -> Result<()> {
     let config = json!({
         "version": "0.1",
         "log": {"level": "warn", "accesslog": {"disabled": true}},
@@ -263,7 +260,7 @@ fn scheduler(files: &Files) -> Vec<String> {
 /// Waits for a predicate; the end of a service or the deadline is an error that shows what was said last.
 fn wait(
     machine: &Machine,
-    services: &mut [Service],
+    services: &[&str],
     what: &str,
     mut predicate: impl FnMut() -> Result<bool>,
 ) -> Result<()> {
@@ -273,10 +270,8 @@ fn wait(
         if matches!(last, Ok(true)) {
             return Ok(());
         }
-        for service in services.iter_mut() {
-            if let Some(status) = service.ended()? {
-                bail!("{} ended with {status}:\n{}", service.name, machine.last_words(&service.name, 20));
-            }
+        if let Some(ended) = services.iter().find(|service| machine.pid_of(service).is_none()) {
+            bail!("{ended} has ended:\n{}", machine.last_words(ended, 20));
         }
         if start.elapsed() > LIMIT {
             let words = machine.last_words("kube-apiserver", 20);

@@ -41,5 +41,5 @@ pub(super) fn start(
         "--image-gc-high-threshold=100".to_owned(),
     ];
     arguments.extend(flags.iter().cloned());
-    node.machine.start_service("coracle", Path::new("env"), &arguments).map(drop)
+    node.machine.start_service("coracle", Path::new("env"), &arguments)
 }

@@ -161,5 +161,5 @@ fn start_proxy(cluster: &Cluster, node: &Node) -> Result<()> {
         "--conntrack-tcp-timeout-established=0s".to_owned(),
         "--conntrack-tcp-timeout-close-wait=0s".to_owned(),
     ];
-    node.machine.start_service("kube-proxy", &program, &arguments).map(drop)
+    node.machine.start_service("kube-proxy", &program, &arguments)
 }

@@ -36,15 +36,15 @@ pub(super) fn start(cluster: &Cluster, node: &Node) -> Result<()> {
     let path = format!("PATH={}:/usr/sbin:/usr/bin:/sbin:/bin", folder.display());
     let arguments =
         [path, containerd.display().to_string(), "--config=/var/lib/node/containerd.toml".to_owned()];
-    let mut service = node.machine.start_service("containerd", Path::new("env"), &arguments)?;
+    node.machine.start_service("containerd", Path::new("env"), &arguments)?;
     let crictl = [folder.join("ctr").display().to_string(), "plugins".to_owned(), "ls".to_owned()];
     let words: Vec<&str> = crictl.iter().map(String::as_str).collect();
     cluster.wait(
         "containerd answers",
         Duration::from_secs(60),
         |_| {
-            if let Some(status) = service.ended()? {
-                bail!("containerd ended with {status}");
+            if node.machine.pid_of("containerd").is_none() {
+                bail!("containerd has ended");
             }
             Ok(node.machine.run(&words).is_ok())
         },
@@ -58,7 +58,7 @@ pub(super) fn start(cluster: &Cluster, node: &Node) -> Result<()> {
         format!("--hostname-override={}", node.machine.name),
         format!("--node-ip={}", cluster.network.node(node.index)),
     ];
-    node.machine.start_service("kubelet", &kubelet, &arguments).map(drop)
+    node.machine.start_service("kubelet", &kubelet, &arguments)
 }
 
 /// Puts files over the kernel's settings in the node's own view, holding what a kubelet wants to find there, so

@@ -12,5 +12,6 @@ for root in /sys/fs/cgroup /sys/fs/cgroup/*; do
     echo 0 > "$root/$name/cgroup.procs"
 done
 mkdir -p /run/services
-echo $$ > "/run/services/$name"
-exec "$@"
+# Left to the machine's first process, which reaps it.
+setsid "$@" &
+echo $! > "/run/services/$name"

@@ -5,7 +5,7 @@
 //! containerd, shims, pause. Both kinds run one after the other, each on a fresh cluster of its own. A pod's start is
 //! timed from the request that creates it, already bound to the node, to a file that its program writes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
@@ -232,7 +232,7 @@ fn own_processes(node: &Node) -> Vec<u32> {
     let is_own = |(pid, cgroup): &(u32, String)| {
         let harness = ["/machine", "/kube-proxy"].iter().any(|part| cgroup.starts_with(part));
         let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-        !harness && program != PathBuf::from("/example")
+        !harness && program != Path::new("/example")
     };
     node.machine.processes().into_iter().filter(is_own).map(|(pid, _)| pid).collect()
 }
