@@ -8,19 +8,23 @@ use coracle_integration_tests::peers::{CNI, CONTROL_PLANE, Peers, REFERENCE_NODE
 
 use crate::{artifacts, peers};
 
-const USAGE: &str = "cluster up | status | down | node add --reference | --coracle [-- FLAG…] | node exec NODE COMMAND… | node remove NODE  [--name NAME]";
+const USAGE: &str = "cluster up | status | down | metrics-server | node add --reference | --coracle [-- FLAG…] | node exec NODE COMMAND… | node remove NODE  [--cluster NAME]";
 
 /// Runs one of the subcommands.
 pub(crate) fn run(words: &[&str]) -> Result<()> {
     match words {
-        ["up", rest @ ..] => up(option(rest, "--name")?.unwrap_or("test")),
+        ["up", rest @ ..] => up(option(rest, "--cluster")?.unwrap_or("test")),
         ["status", ..] => status(),
         ["down", rest @ ..] => {
-            let cluster = Cluster::open(option(rest, "--name")?.unwrap_or("test"))?;
+            let cluster = Cluster::open(option(rest, "--cluster")?.unwrap_or("test"))?;
             let name = cluster.name.clone();
             cluster.down()?;
             println!("the cluster {name} is gone");
             Ok(())
+        }
+        ["metrics-server", rest @ ..] => {
+            peers::ensure(&["metrics-server"])?;
+            Cluster::open(option(rest, "--cluster")?.unwrap_or("test"))?.start_metrics_server()
         }
         ["node", "add", rest @ ..] => add(rest),
         ["node", "remove", node, rest @ ..] => {

@@ -30,11 +30,12 @@ cargo xtask COMMAND
   bench node     a joined node beside kubelet and containerd: memory, idle cost, start times [--node KIND]
   bench pull     pull and unpack of a 200 MB image beside Debian's containerd
   peers [NAME…]  build a real control plane and a stock node from Go modules, into a cache outside the tree
-  cluster up     start a control plane and print how to reach and join it [--name NAME]
+  cluster up     start a control plane and print how to reach and join it [--cluster NAME]
   cluster status show the clusters of this machine and their nodes
   cluster node add --reference | --coracle   add a node [--name NODE]
   cluster node exec NODE COMMAND…            run a command where the node runs
   cluster node remove NODE
+  cluster metrics-server                     for kubectl top
   cluster down   end it and take away all it made
   cluster-test   the tests that need such a cluster
   conformance    Kubernetes' conformance specs on the reference and on coracle, and where they differ

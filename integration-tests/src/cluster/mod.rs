@@ -16,6 +16,7 @@ mod certificates;
 mod control_plane;
 mod coracle;
 pub mod machine;
+mod metrics_server;
 mod network;
 mod node;
 mod record;
@@ -214,6 +215,11 @@ impl Cluster {
         record::write(self)?;
         prepared?;
         self.nodes.last().context("a node was added")
+    }
+
+    /// Starts metrics-server, which must have been built.
+    pub fn start_metrics_server(&self) -> Result<()> {
+        metrics_server::start(self)
     }
 
     /// Ends a node and deletes it from the cluster.

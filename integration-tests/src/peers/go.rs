@@ -85,6 +85,7 @@ fn fetch(old: &Path, cache: &Path) -> Result<PathBuf> {
     // Module archives carry no permissions, and an old Go does not know that this one is to be run.
     make_executable(&folder.join("bin"))?;
     make_executable(&folder.join("pkg/tool"))?;
+    name_modules(&folder)?;
     let go = folder.join("bin/go");
     match version(&go) {
         Some(found) if found >= MINIMUM => Ok(go),
@@ -100,6 +101,21 @@ fn make_executable(folder: &Path) -> Result<()> {
         } else {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))
                 .with_context(|| format!("cannot make {} executable", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives the files `go.mod` of the standard library their name, which an archive of a module cannot hold.
+fn name_modules(folder: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            name_modules(&entry.path())?;
+        } else if entry.file_name() == "_go.mod" {
+            std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755))
+                .and_then(|()| std::fs::copy(entry.path(), folder.join("go.mod")))
+                .with_context(|| format!("cannot name a module in {}", folder.display()))?;
         }
     }
     Ok(())

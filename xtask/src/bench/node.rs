@@ -38,7 +38,7 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
     for names in [CONTROL_PLANE, CNI, REFERENCE_NODE] {
         peers::ensure(names)?;
     }
-    let built = artifacts::build()?;
+    let built = if kinds.contains(&"coracle") { artifacts::build()? } else { artifacts::build_small()? };
     images::write(&Peers::new(), Set::Basic, Some(&built.example))?;
     let (mut ours, mut reference) = (Vec::new(), Vec::new());
     for kind in kinds {
