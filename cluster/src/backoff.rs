@@ -7,21 +7,20 @@ use std::time::Duration;
 #[derive(Debug)]
 pub(crate) struct Backoff {
     next: Duration,
+    first: Duration,
+    last: Duration,
 }
 
 impl Backoff {
-    const FIRST: Duration = Duration::from_millis(500);
-    const LAST: Duration = Duration::from_secs(30);
-
-    pub(crate) fn new() -> Self {
-        Self { next: Self::FIRST }
+    pub(crate) fn new((first, last): (Duration, Duration)) -> Self {
+        Self { next: first, first, last }
     }
 
     /// The delay after one more failure: between a half and the whole of a doubling bound. What the server asked
     /// for is obeyed, and jittered upwards.
     pub(crate) fn fail(&mut self, asked: Option<Duration>) -> Duration {
         let bound = self.next;
-        self.next = (bound * 2).min(Self::LAST);
+        self.next = (bound * 2).min(self.last);
         let random = f64::from(random_u32()) / f64::from(u32::MAX);
         match asked {
             Some(asked) => asked + bound.mul_f64(random * 0.5),
@@ -31,7 +30,7 @@ impl Backoff {
 
     /// Something worked: the next failure starts afresh.
     pub(crate) fn reset(&mut self) {
-        self.next = Self::FIRST;
+        self.next = self.first;
     }
 }
 
@@ -46,24 +45,26 @@ pub(crate) fn random_u32() -> u32 {
 mod tests {
     use super::*;
 
+    const BOUNDS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
     #[test]
     fn delays_double_to_their_bound_and_start_afresh() {
-        let mut backoff = Backoff::new();
-        let mut bound = Backoff::FIRST;
+        let mut backoff = Backoff::new(BOUNDS);
+        let mut bound = BOUNDS.0;
         for _ in 0..10 {
             let delay = backoff.fail(None);
             assert!(delay >= bound / 2 && delay <= bound, "{delay:?} for {bound:?}");
-            bound = (bound * 2).min(Backoff::LAST);
+            bound = (bound * 2).min(BOUNDS.1);
         }
         backoff.reset();
-        assert!(backoff.fail(None) <= Backoff::FIRST);
+        assert!(backoff.fail(None) <= BOUNDS.0);
     }
 
     #[test]
     fn what_the_server_asked_for_is_a_lower_bound() {
-        let mut backoff = Backoff::new();
+        let mut backoff = Backoff::new(BOUNDS);
         let asked = Duration::from_secs(7);
         let delay = backoff.fail(Some(asked));
-        assert!(delay >= asked && delay <= asked + Backoff::FIRST);
+        assert!(delay >= asked && delay <= asked + BOUNDS.0);
     }
 }

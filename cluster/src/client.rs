@@ -22,12 +22,10 @@ use crate::access::Access;
 use crate::error::ApiError;
 use crate::event;
 use crate::lines::LINE_LIMIT;
+use crate::patience::Patience;
 use crate::pool::{Connection, Pool, Service, TransportError};
 use crate::resource::{Object, Resource, Scope};
 use crate::watch::{Change, Watcher};
-
-/// How long one request may take, answer read and asked-for pauses included.
-const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Objects per page of a list.
 const PAGE: u32 = 250;
@@ -89,7 +87,11 @@ impl fmt::Display for What<'_> {
 impl Cluster {
     /// A client whose servers and credentials are what `access` last said. Call it within a tokio runtime.
     pub fn new(access: watch::Receiver<Arc<Access>>) -> Self {
-        let pool = Pool::new(access);
+        Self::patient(access, Patience::default())
+    }
+
+    pub(crate) fn patient(access: watch::Receiver<Arc<Access>>, patience: Patience) -> Self {
+        let pool = Pool::new(access, patience);
         let client = kube::Client::new(Service(pool.clone()), "default");
         Self { client, pool }
     }
@@ -215,6 +217,10 @@ impl Cluster {
         self.pool.connection()
     }
 
+    pub(crate) fn patience(&self) -> &Patience {
+        &self.pool.patience
+    }
+
     pub(crate) fn access(&self) -> watch::Receiver<Arc<Access>> {
         self.pool.access()
     }
@@ -278,7 +284,8 @@ impl Cluster {
         let request = request.map_err(|source| ApiError::Request { what: what.to_string(), source })?;
         let (parts, body) = request.into_parts();
         let body = Bytes::from(body);
-        let deadline = Instant::now() + DEADLINE;
+        let after = self.patience().request;
+        let deadline = Instant::now() + after;
         let mut pauses = 0;
         loop {
             let request = http::Request::from_parts(parts.clone(), Body::from(body.clone()));
@@ -289,7 +296,7 @@ impl Cluster {
             let error = match tokio::time::timeout_at(deadline, exchange).await {
                 Ok(Ok(body)) => return Ok(body),
                 Ok(Err(error)) => error,
-                Err(_) => return Err(ApiError::Deadline { what: what.to_string(), after: DEADLINE }),
+                Err(_) => return Err(ApiError::Deadline { what: what.to_string(), after }),
             };
             // A server that names a pause has not begun with the request; a short one is waited out here.
             match error.retry_after() {

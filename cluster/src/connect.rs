@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -12,17 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use crate::access::{Access, Server};
-
-/// How long TCP and TLS may take with one server.
-const CONNECT: Duration = Duration::from_secs(10);
-
-/// After this long without a frame a ping is sent, and the connection is given up if the answer takes longer than
-/// [`PING_ANSWER`]. What Go's clients do.
-const READ_IDLE: Duration = Duration::from_secs(30);
-const PING_ANSWER: Duration = Duration::from_secs(15);
-
-/// Data in flight that nobody acknowledges ends the connection after this long.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+use crate::patience::Patience;
 
 /// How much one stream may send ahead of its reader, and all together. Nothing of it is reserved.
 const STREAM_WINDOW: u32 = 64 << 10;
@@ -73,10 +62,12 @@ pub enum ConnectError {
         source: hyper::Error,
     },
     /// It took too long.
-    #[error("{server}: no connection within {} s", CONNECT.as_secs())]
+    #[error("{server}: no connection within {} s", after.as_secs())]
     Deadline {
         /// The server.
         server: String,
+        /// How long was waited.
+        after: std::time::Duration,
     },
 }
 
@@ -86,19 +77,24 @@ pub(crate) enum Sender {
     Http2(http2::SendRequest<Body>),
 }
 
-pub(crate) async fn connect(access: &Access, server: &Server) -> Result<Sender, ConnectError> {
-    match tokio::time::timeout(CONNECT, open(access, server)).await {
+pub(crate) async fn connect(
+    access: &Access,
+    server: &Server,
+    patience: &Patience,
+) -> Result<Sender, ConnectError> {
+    let after = patience.connect;
+    match tokio::time::timeout(after, open(access, server, patience)).await {
         Ok(result) => result,
-        Err(_) => Err(ConnectError::Deadline { server: server.to_string() }),
+        Err(_) => Err(ConnectError::Deadline { server: server.to_string(), after }),
     }
 }
 
-async fn open(access: &Access, server: &Server) -> Result<Sender, ConnectError> {
+async fn open(access: &Access, server: &Server, patience: &Patience) -> Result<Sender, ConnectError> {
     let failed = |source| ConnectError::Tcp { server: server.to_string(), source };
     let tcp = TcpStream::connect((server.host.as_str(), server.port)).await.map_err(failed)?;
-    set_options(&tcp).map_err(failed)?;
+    set_options(&tcp, patience).map_err(failed)?;
     if !server.tls {
-        return handshake(tcp, server, false).await;
+        return handshake(tcp, server, patience, false).await;
     }
     let tls = access.tls.clone().ok_or_else(|| ConnectError::NoTrust { server: server.to_string() })?;
     let name = server.tls_name.as_ref().unwrap_or(&server.host);
@@ -109,22 +105,27 @@ async fn open(access: &Access, server: &Server) -> Result<Sender, ConnectError> 
         .await
         .map_err(|source| ConnectError::Tls { server: server.to_string(), source })?;
     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    handshake(stream, server, http2).await
+    handshake(stream, server, patience, http2).await
 }
 
 /// A peer that vanished is found by the kernel too: HTTP/1.1 has no ping.
-fn set_options(tcp: &TcpStream) -> io::Result<()> {
+fn set_options(tcp: &TcpStream, patience: &Patience) -> io::Result<()> {
     use rustix::net::sockopt;
     tcp.set_nodelay(true)?;
     sockopt::set_socket_keepalive(tcp, true)?;
-    sockopt::set_tcp_keepidle(tcp, READ_IDLE)?;
-    sockopt::set_tcp_keepintvl(tcp, PING_ANSWER)?;
+    sockopt::set_tcp_keepidle(tcp, patience.read_idle)?;
+    sockopt::set_tcp_keepintvl(tcp, patience.ping_answer)?;
     sockopt::set_tcp_keepcnt(tcp, 2)?;
-    sockopt::set_tcp_user_timeout(tcp, UNACKNOWLEDGED.as_millis() as u32)?;
+    sockopt::set_tcp_user_timeout(tcp, patience.unacknowledged.as_millis() as u32)?;
     Ok(())
 }
 
-async fn handshake<S>(stream: S, server: &Server, http2: bool) -> Result<Sender, ConnectError>
+async fn handshake<S>(
+    stream: S,
+    server: &Server,
+    patience: &Patience,
+    http2: bool,
+) -> Result<Sender, ConnectError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -135,8 +136,8 @@ where
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .keep_alive_interval(READ_IDLE)
-            .keep_alive_timeout(PING_ANSWER)
+            .keep_alive_interval(patience.read_idle)
+            .keep_alive_timeout(patience.ping_answer)
             .keep_alive_while_idle(false)
             .handshake(io)
             .await

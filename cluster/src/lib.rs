@@ -44,8 +44,13 @@ mod connect;
 mod error;
 mod event;
 mod lines;
+mod patience;
 mod pool;
 mod resource;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 pub use access::{Access, Bearer, Server, ServerError};

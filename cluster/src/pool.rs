@@ -11,7 +11,7 @@
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -24,15 +24,13 @@ use tokio::sync::watch;
 
 use crate::access::{Access, Server};
 use crate::connect::{ConnectError, Sender, connect};
+use crate::patience::Patience;
 
 /// API servers allow 100 streams on a connection; some room stays for what is shorter than a watch.
 const STREAMS: usize = 80;
 
 /// Idle HTTP/1.1 connections that are kept.
 const IDLE: usize = 2;
-
-/// A request given up after this long without an answer takes its connection with it: it has stalled.
-const STALL: Duration = Duration::from_secs(9);
 
 /// Whether API servers answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +86,7 @@ pub(crate) struct Pool {
     lines: Mutex<Lines>,
     connecting: tokio::sync::Mutex<()>,
     connection: watch::Sender<Connection>,
+    pub(crate) patience: Patience,
 }
 
 #[derive(Default)]
@@ -126,12 +125,13 @@ enum Lent {
 }
 
 impl Pool {
-    pub(crate) fn new(access: watch::Receiver<Arc<Access>>) -> Arc<Self> {
+    pub(crate) fn new(access: watch::Receiver<Arc<Access>>, patience: Patience) -> Arc<Self> {
         Arc::new(Self {
             access,
             lines: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
             connection: watch::Sender::new(Connection::Starting),
+            patience,
         })
     }
 
@@ -240,7 +240,7 @@ impl Pool {
         for step in 0..access.servers.len() {
             let index = (first + step) % access.servers.len();
             let server = Arc::new(access.servers[index].clone());
-            match connect(&access, &server).await {
+            match connect(&access, &server, &self.patience).await {
                 Ok(sender) => {
                     let mut lines = self.lock();
                     lines.server = index;
@@ -400,7 +400,7 @@ impl Line {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if !self.answered && self.since.elapsed() >= STALL {
+        if !self.answered && self.since.elapsed() >= self.pool.patience.stall {
             tracing::debug!(server = %self.server, "a connection to the API server has stalled");
             self.pool.retire(self.id);
         }

@@ -23,15 +23,6 @@ use crate::lines::{Line, Lines};
 use crate::pool::{Connection, chain};
 use crate::resource::{Object, Scope};
 
-/// How long the head of an answer may take.
-const OPEN: Duration = Duration::from_secs(30);
-
-/// Bookmarks come every minute: a watch that was silent for longer than this has stalled.
-const SILENCE: Duration = Duration::from_secs(150);
-
-/// The initial events of a list may not pause for longer.
-const LIST_SILENCE: Duration = Duration::from_secs(30);
-
 /// A watch that lasted longer than this before it ended was a good one.
 const GOOD: Duration = Duration::from_secs(5);
 
@@ -86,6 +77,7 @@ struct Open {
 impl<K: Object> Watcher<K> {
     pub(crate) fn new(cluster: Cluster, scope: Scope) -> Self {
         let access = cluster.access();
+        let backoff = Backoff::new(cluster.patience().back_off);
         Self {
             cluster,
             scope,
@@ -94,7 +86,7 @@ impl<K: Object> Watcher<K> {
             pages: false,
             state: State::Closed,
             ready: VecDeque::new(),
-            backoff: Backoff::new(),
+            backoff,
             failing: None,
             told: HashSet::new(),
         }
@@ -167,9 +159,10 @@ impl<K: Object> Watcher<K> {
             .header(header::ACCEPT, "application/json")
             .body(Body::empty())
             .map_err(failed)?;
-        match tokio::time::timeout(OPEN, self.cluster.send(&what, request)).await {
+        let after = self.cluster.patience().request;
+        match tokio::time::timeout(after, self.cluster.send(&what, request)).await {
             Ok(response) => Ok(response?.into_body()),
-            Err(_) => Err(ApiError::Deadline { what: what.to_string(), after: OPEN }),
+            Err(_) => Err(ApiError::Deadline { what: what.to_string(), after }),
         }
     }
 
@@ -196,7 +189,8 @@ impl<K: Object> Watcher<K> {
     }
 
     async fn follow(&mut self, mut open: Open) {
-        let silence = if open.listing { LIST_SILENCE } else { SILENCE };
+        let patience = self.cluster.patience();
+        let silence = if open.listing { patience.list_silence } else { patience.silence };
         let line = tokio::select! {
             // Cancel-safe: what was read of a line stays in its buffer, which is dropped with the stream anyway.
             line = tokio::time::timeout(silence, open.lines.next()) => line,
