@@ -30,8 +30,13 @@ impl Blob {
 
 /// Writes the archive to `path`, with the executable `program` as `/example`.
 pub fn write(program: &Path, path: &Path) -> Result<()> {
+    write_as(NAME, 0, program, path)
+}
+
+/// The same by another name, with so many files more that unpacking it takes its time.
+pub fn write_as(name: &str, files: u32, program: &Path, path: &Path) -> Result<()> {
     let program = std::fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
-    let layer = Blob::new(layer(&program)?);
+    let layer = Blob::new(layer(&program, files)?);
     let config = Blob::new(serde_json::to_vec(&json!({
         "architecture": architecture(),
         "os": "linux",
@@ -49,7 +54,7 @@ pub fn write(program: &Path, path: &Path) -> Result<()> {
     }))?);
     let mut entry = manifest.descriptor("application/vnd.oci.image.manifest.v1+json");
     entry["annotations"] =
-        json!({"io.containerd.image.name": NAME, "org.opencontainers.image.ref.name": "1"});
+        json!({"io.containerd.image.name": name, "org.opencontainers.image.ref.name": "1"});
     let index = serde_json::to_vec(&json!({"schemaVersion": 2, "manifests": [entry]}))?;
 
     let file = std::fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
@@ -63,11 +68,14 @@ pub fn write(program: &Path, path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn layer(program: &[u8]) -> Result<Vec<u8>> {
+fn layer(program: &[u8], files: u32) -> Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::new());
     add(&mut archive, "example", 0o755, program)?;
     add(&mut archive, "etc/passwd", 0o644, b"root:x:0:0:root:/:/example\nuser:x:1000:1000::/:/example\n")?;
     add(&mut archive, "etc/group", 0o644, b"root:x:0:\nuser:x:1000:\n")?;
+    for number in 0..files {
+        add(&mut archive, &format!("data/{number}"), 0o644, &number.to_le_bytes().repeat(4096))?;
+    }
     Ok(archive.into_inner()?)
 }
 

@@ -10,6 +10,7 @@ pub mod images;
 pub mod node;
 pub mod peers;
 pub mod sys;
+pub mod victims;
 
 use std::path::{Path, PathBuf};
 

@@ -302,7 +302,8 @@ impl Node {
         Ok(self.pods()?.iter().filter(is_running).count())
     }
 
-    /// Waits until `predicate` holds; the error shows the agent's last words.
+    /// Waits until `predicate` holds; the error shows the agent's last words. `CORACLE_TEST_PATIENCE` says how many
+    /// times slower than usual this machine is, such as one with an emulated processor.
     pub fn wait(
         &mut self,
         what: &str,
@@ -310,6 +311,8 @@ impl Node {
         mut predicate: impl FnMut(&Self) -> Result<bool>,
     ) -> Result<Duration> {
         let start = Instant::now();
+        let patience = std::env::var("CORACLE_TEST_PATIENCE").ok().and_then(|times| times.parse().ok());
+        let limit = limit * patience.unwrap_or(1);
         loop {
             if predicate(self)? {
                 return Ok(start.elapsed());

@@ -32,17 +32,38 @@ pub(crate) fn with_cluster(filter: &[&str]) -> Result<()> {
     process::run(process::command("cargo", arguments).arg("--test-threads=1").args(filter))
 }
 
-/// The chaos test with so many moments, on the executables as they ship.
-pub(crate) fn chaos(moments: &str) -> Result<()> {
+/// The chaos tests with so many moments each, on the executables as they ship; with one kind of victim, or all.
+pub(crate) fn chaos(options: &[&str]) -> Result<()> {
+    let (mut moments, mut filter) = ("200", None);
+    let mut options = options.iter();
+    while let Some(option) = options.next() {
+        match *option {
+            "--victim" => filter = Some(victim(options.next().copied().unwrap_or_default())?),
+            number if number.parse::<u32>().is_ok() => moments = number,
+            other => bail!("chaos does not know {other}"),
+        }
+    }
     setup::run()?;
-    let built = artifacts::build()?;
-    let arguments =
-        ["test", "--package", "coracle-integration-tests", "--test", "chaos", "--", "--nocapture"];
+    let built = artifacts::build_or_given()?;
+    let arguments = ["test", "--package", "coracle-integration-tests", "--test", "chaos", "--"];
     let mut command = process::command("cargo", arguments);
     command
+        .args(["--nocapture", "--test-threads=1"])
+        .args(filter)
         .env("CORACLE_CHAOS_MOMENTS", moments)
         .env("CORACLE_BIN", &built.coracle)
         .env("CORACLE_SHIM", &built.shim)
         .env("CORACLE_EXAMPLE", &built.example);
     process::run(&mut command)
+}
+
+/// What the name of the test with this victim contains.
+fn victim(name: &str) -> Result<&'static str> {
+    Ok(match name {
+        "agent" => "agent",
+        "shim" => "shims",
+        "maker" => "makers",
+        "worker" => "workers",
+        other => bail!("no such victim: {other:?}; there are agent, shim, maker and worker"),
+    })
 }
