@@ -26,6 +26,65 @@ pub(crate) fn build() -> Result<Executables> {
     build_with(None)
 }
 
+/// Those that `CORACLE_BIN`, `CORACLE_SHIM` and `CORACLE_EXAMPLE` name if all are given, else built here.
+pub(crate) fn build_or_given() -> Result<Executables> {
+    let are_given = ["CORACLE_BIN", "CORACLE_SHIM", "CORACLE_EXAMPLE"]
+        .iter()
+        .all(|variable| std::env::var_os(variable).is_some());
+    if are_given { Ok(Executables::of_this_build()) } else { build() }
+}
+
+/// A test program that cargo has built.
+pub(crate) struct TestProgram {
+    /// The package that it is of.
+    pub(crate) package: String,
+    /// The name of its test file, or of the library or executable whose unit tests it holds.
+    pub(crate) name: String,
+    pub(crate) executable: PathBuf,
+}
+
+/// Test programs, and the executables that they start.
+pub(crate) struct Tests {
+    pub(crate) programs: Vec<TestProgram>,
+    pub(crate) helpers: Vec<PathBuf>,
+}
+
+/// Builds the test programs of these packages for any Linux of this architecture.
+pub(crate) fn static_tests(packages: &[&str]) -> Result<Tests> {
+    let (mut cargo, _) = static_build()?;
+    tests_by(packages, |arguments| cargo(arguments))
+}
+
+/// Builds the test programs of these packages as `test` runs them.
+pub(crate) fn tests(packages: &[&str]) -> Result<Tests> {
+    tests_by(packages, |arguments| {
+        let mut command = process::command("cargo", ["build", "--quiet"]);
+        command.args(arguments);
+        command
+    })
+}
+
+fn tests_by(packages: &[&str], mut cargo: impl FnMut(&[&str]) -> Command) -> Result<Tests> {
+    let mut tests = Tests { programs: Vec::new(), helpers: Vec::new() };
+    for package in packages {
+        let mut build = cargo(&["--package", package, "--all-features", "--tests", "--bins"]);
+        let messages = process::output(build.args(["--message-format", "json"]))?;
+        for message in messages.lines() {
+            let message: serde_json::Value =
+                serde_json::from_str(message).context("cargo says what is not JSON")?;
+            let (name, executable) = (message["target"]["name"].as_str(), message["executable"].as_str());
+            let (Some(name), Some(executable)) = (name, executable) else { continue };
+            if message["profile"]["test"] == true {
+                let (package, name) = ((*package).to_owned(), name.to_owned());
+                tests.programs.push(TestProgram { package, name, executable: executable.into() });
+            } else {
+                tests.helpers.push(executable.into());
+            }
+        }
+    }
+    Ok(tests)
+}
+
 /// Builds one `coracle` that carries its shim, and returns its path.
 pub(crate) fn dist() -> Result<PathBuf> {
     let plain = build()?;

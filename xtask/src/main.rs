@@ -10,6 +10,8 @@ mod ci;
 mod cluster;
 mod conformance;
 mod demo;
+mod guest;
+mod old_kernel;
 mod peers;
 mod process;
 mod setup;
@@ -25,7 +27,12 @@ cargo xtask COMMAND
   demo           build, make the example images, run examples/pods and show what it takes
   test [FILTER]  run every test
   ci             what CI runs: format, lints, every test, the demo
-  chaos [N]      kill the agent N times (200) at random moments while pods come and go
+  chaos [N] [--victim agent|shim|maker|worker]
+                 kill such processes N times (200) at random moments while pods come and go
+  old-kernel [NAME]
+                 the tests with runc as maker, without the system calls that came after Linux 4.9
+  guest [--systemd] [--cgroup-v1] [--kernel-arg WORD] [--test NAME]
+                 the whole node in a virtual machine: cgroups of version 2, systemd, no memory controller
   bench local    pods from a folder: memory, idle cost, start times
   bench node     a joined node beside kubelet and containerd: memory, idle cost, start times [--node KIND]
   bench pull     pull and unpack of a 200 MB image beside Debian's containerd
@@ -56,11 +63,12 @@ fn main() -> Result<()> {
         ["test", filter @ ..] => test::run(filter),
         ["ci"] => ci::run(),
         ["cluster-test", filter @ ..] => test::with_cluster(filter),
-        ["chaos"] => test::chaos("200"),
-        ["chaos", moments] => test::chaos(moments),
         ["peers", names @ ..] => peers::run(names),
         ["cluster", words @ ..] => cluster::run(words),
         ["conformance", words @ ..] => conformance::run(words),
+        ["chaos", options @ ..] => test::chaos(options),
+        ["old-kernel", filter @ ..] => old_kernel::run(filter),
+        ["guest", options @ ..] => guest::run(&guest::Options::parse(options)?),
         ["bench", "local"] => bench::local::run(),
         ["bench", "node", words @ ..] => bench::node::run(words),
         ["bench", "pull"] => bench::pull::run(),

@@ -51,6 +51,14 @@ const SUITES: &[Package] = &[
 /// Any Go does: it fetches the one that the modules ask for.
 const GO: &[Package] = &[package("golang-go", "the control plane and the reference node")];
 
+/// What makes and runs a virtual machine.
+const GUEST: &[Package] = &[
+    package("qemu-system-x86", "the machine that guests run in"),
+    package("mmdebstrap", "makes the guest's Debian"),
+    package("debian-archive-keyring", "whom the guest's Debian comes from"),
+    package("e2fsprogs", "the guest's disks"),
+];
+
 /// Installs all of it.
 pub(crate) fn run() -> Result<()> {
     ensure(NODE.iter().chain(TESTS))
@@ -71,6 +79,11 @@ pub(crate) fn for_peers() -> Result<()> {
     ensure(PEERS.iter())?;
     let found = ["go", "/usr/local/go/bin/go"].map(|go| Command::new(go).arg("version").output().is_ok());
     if found.contains(&true) { Ok(()) } else { ensure(GO.iter()) }
+}
+
+/// Installs what `guest` needs.
+pub(crate) fn for_guest() -> Result<()> {
+    ensure(NODE.iter().chain(TESTS).chain(GUEST))
 }
 
 fn ensure(packages: impl Iterator<Item = &'static Package>) -> Result<()> {

@@ -6,6 +6,7 @@
 //! `example write PATH TEXT`       writes a file and ends
 //! `example mark PATH`             makes an empty file and waits, so that its time is the start's
 //! `example exit CODE`             ends with CODE
+//! `example open PATH`             opens a file or a device and says whether it may
 //! `example sleep`                 waits for its end without using the processor
 //! `example fill MIB`              takes so much memory and waits
 //! `example spawn N`               starts up to N processes, without mercy when one is refused
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
             Ok(()) => wait_for_the_end(),
             failed => report(failed),
         },
+        ["open", path] => open(path),
         ["exit", code] => ExitCode::from(code.parse().unwrap_or(1)),
         ["sleep"] => wait_for_the_end(),
         ["spawn", count] => spawn(count.parse().unwrap_or(1)),
@@ -51,6 +53,19 @@ fn report(result: std::io::Result<()>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("example: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn open(path: &str) -> ExitCode {
+    match std::fs::File::open(path) {
+        Ok(_) => {
+            println!("{path} is open");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            println!("{path} stays shut: {error}");
             ExitCode::FAILURE
         }
     }
