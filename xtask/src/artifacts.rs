@@ -36,8 +36,8 @@ pub(crate) fn build_or_given() -> Result<Executables> {
 
 /// A test program that cargo has built.
 pub(crate) struct TestProgram {
-    /// The package that it is of.
-    pub(crate) package: String,
+    /// The folder of its package, in which cargo would start it.
+    pub(crate) folder: PathBuf,
     /// The name of its test file, or of the library or executable whose unit tests it holds.
     pub(crate) name: String,
     pub(crate) executable: PathBuf,
@@ -52,34 +52,29 @@ pub(crate) struct Tests {
 /// Builds the test programs of these packages for any Linux of this architecture.
 pub(crate) fn static_tests(packages: &[&str]) -> Result<Tests> {
     let (mut cargo, _) = static_build()?;
-    tests_by(packages, |arguments| cargo(arguments))
+    let packages = packages.iter().flat_map(|package| ["--package", package]);
+    tests_by(cargo(&packages.collect::<Vec<_>>()))
 }
 
-/// Builds the test programs of these packages as `test` runs them.
-pub(crate) fn tests(packages: &[&str]) -> Result<Tests> {
-    tests_by(packages, |arguments| {
-        let mut command = process::command("cargo", ["build", "--quiet"]);
-        command.args(arguments);
-        command
-    })
+/// Builds every test program as `test` runs it, and the executables beside them.
+pub(crate) fn tests() -> Result<Tests> {
+    tests_by(process::command("cargo", ["build", "--quiet", "--workspace"]))
 }
 
-fn tests_by(packages: &[&str], mut cargo: impl FnMut(&[&str]) -> Command) -> Result<Tests> {
+fn tests_by(mut build: Command) -> Result<Tests> {
     let mut tests = Tests { programs: Vec::new(), helpers: Vec::new() };
-    for package in packages {
-        let mut build = cargo(&["--package", package, "--all-features", "--tests", "--bins"]);
-        let messages = process::output(build.args(["--message-format", "json"]))?;
-        for message in messages.lines() {
-            let message: serde_json::Value =
-                serde_json::from_str(message).context("cargo says what is not JSON")?;
-            let (name, executable) = (message["target"]["name"].as_str(), message["executable"].as_str());
-            let (Some(name), Some(executable)) = (name, executable) else { continue };
-            if message["profile"]["test"] == true {
-                let (package, name) = ((*package).to_owned(), name.to_owned());
-                tests.programs.push(TestProgram { package, name, executable: executable.into() });
-            } else {
-                tests.helpers.push(executable.into());
-            }
+    build.args(["--all-features", "--tests", "--bins", "--message-format", "json"]);
+    for message in process::output(&mut build)?.lines() {
+        let message: serde_json::Value =
+            serde_json::from_str(message).context("cargo says what is not JSON")?;
+        let text = |pointer| message.pointer(pointer).and_then(serde_json::Value::as_str);
+        let (Some(name), Some(manifest)) = (text("/target/name"), text("/manifest_path")) else { continue };
+        let Some(executable) = text("/executable").map(PathBuf::from) else { continue };
+        if message["profile"]["test"] == true {
+            let folder = Path::new(manifest).parent().context("a package has a folder")?.to_owned();
+            tests.programs.push(TestProgram { folder, name: name.to_owned(), executable });
+        } else {
+            tests.helpers.push(executable);
         }
     }
     Ok(tests)

@@ -10,27 +10,19 @@ use anyhow::{Context, Result, bail};
 use crate::artifacts::{self, TestProgram};
 use crate::{process, setup};
 
-const PACKAGES: &[&str] = &[
-    "coracle-cri",
-    "coracle-shim",
-    "coracle-runtime",
-    "coracle-kubelet-core",
-    "coracle-agent",
-    "coracle-integration-tests",
-];
-
 /// Test programs that are left out, each with its reason.
 const LEFT_OUT: &[(&str, &str)] = &[
     // libcontainer mounts only by the calls of Linux 5.12, which is why another maker is chosen below that.
     ("maker_containers", "its subject is the built-in maker, which needs Linux 5.12"),
+    ("xtask", "it tests no part of a node"),
+    ("tidy", "it tests no part of a node"),
 ];
 
 /// Runs all of them, or those whose name contains a word of `filter`.
 pub(crate) fn run(filter: &[&str]) -> Result<()> {
     setup::run()?;
     let small = artifacts::build_small()?;
-    process::run(&mut process::command("cargo", ["build", "--workspace", "--bins"]))?;
-    let tests = artifacts::tests(PACKAGES)?;
+    let tests = artifacts::tests()?;
     let is_filter = |path: &&PathBuf| path.file_name().is_some_and(|name| name == "old_kernel");
     let wrapper = tests.helpers.iter().find(is_filter).context("the filter was not built")?;
     let mut failed = Vec::new();
@@ -45,7 +37,7 @@ pub(crate) fn run(filter: &[&str]) -> Result<()> {
         }
         if let Err(error) = run_one(wrapper, program, &small.shim, &small.example) {
             eprintln!("{error:#}");
-            failed.push(format!("{} of {}", program.name, program.package));
+            failed.push(format!("{} in {}", program.name, program.folder.display()));
         }
     }
     if failed.is_empty() {
@@ -56,10 +48,8 @@ pub(crate) fn run(filter: &[&str]) -> Result<()> {
 
 fn run_one(wrapper: &Path, program: &TestProgram, shim: &Path, example: &Path) -> Result<()> {
     let mut command = process::command(&wrapper.to_string_lossy(), [&program.executable]);
-    // Tests find their data by the folder of their package, as cargo starts them there.
-    let folder = program.package.trim_start_matches("coracle-");
     command
-        .current_dir(process::repository().join(folder))
+        .current_dir(&program.folder)
         .env("CORACLE_TEST_MAKER", "/usr/sbin/runc")
         .env("CORACLE_SHIM", shim)
         .env("CORACLE_EXAMPLE", example);

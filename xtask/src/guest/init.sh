@@ -9,6 +9,9 @@ mkdir -p /root && mount -t tmpfs tmp /tmp
 if [ "$SYSTEMD" = yes ]; then
   cp /coracle/bin/* /usr/local/bin/
   cp /coracle/coracle.service /coracle/coracle-guest.service /etc/systemd/system/
+  # The console is the tests', and nothing that a long-lived machine wants may slow this one.
+  systemctl mask serial-getty@ttyS0.service systemd-timesyncd.service systemd-networkd.service \
+    apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer
   systemctl enable coracle-guest.service
   exec /sbin/init
 fi

@@ -41,13 +41,10 @@ pub(super) fn make(built: &Executables, tests: &Tests, options: &Options) -> Res
         copy(&path, &to)?;
     }
     copy(&process::repository().join("agent/systemd/coracle.service"), &tree.join("coracle.service"))?;
-    for (name, text) in [
-        ("init", include_str!("init.sh")),
-        ("run-tests", include_str!("run-tests.sh")),
-        ("coracle-guest.service", include_str!("guest.service")),
-    ] {
-        write_script(&tree.join(name), text)?;
-    }
+    write_script(&tree.join("init"), include_str!("init.sh"))?;
+    write_script(&tree.join("run-tests"), include_str!("run-tests.sh"))?;
+    std::fs::write(tree.join("coracle-guest.service"), include_str!("guest.service"))
+        .context("cannot write the guest's unit")?;
     let list = options.test_programs().join("\n") + "\n";
     std::fs::write(tree.join("list"), list).context("cannot write the list of tests")?;
     let settings = format!(
