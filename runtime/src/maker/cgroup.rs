@@ -134,6 +134,12 @@ impl Mounts {
         if !self.unified() {
             resources.set_unified(None);
         }
+        if let Some(files) = resources.unified_mut() {
+            files.retain(|file, _| match file.split_once('.') {
+                Some((controller, _)) => controller == "cgroup" || has(controller),
+                None => true,
+            });
+        }
         missing
     }
 }

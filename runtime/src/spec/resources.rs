@@ -30,9 +30,14 @@ pub fn to_oci(wanted: &v1::LinuxContainerResources, host: &HostFacts) -> LinuxRe
         resources.set_hugepage_limits(Some(limits).filter(|limits| !limits.is_empty()));
     }
     if host.cgroup.unified() && !wanted.unified.is_empty() {
-        let unified: HashMap<_, _> =
+        // `memory.oom.group` comes with every container, also where the kernel lacks the memory controller.
+        let mut unified: HashMap<_, _> =
             wanted.unified.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
-        resources.set_unified(Some(unified));
+        unified.retain(|file, _| match file.split_once('.') {
+            Some((controller, _)) => controller == "cgroup" || host.has_controller(controller),
+            None => true,
+        });
+        resources.set_unified(Some(unified).filter(|unified| !unified.is_empty()));
     }
     resources
 }
