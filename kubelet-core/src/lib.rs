@@ -18,6 +18,7 @@ pub mod api;
 pub mod backoff;
 pub mod clock;
 pub mod container_config;
+pub mod container_log;
 mod dispatcher;
 pub mod env;
 pub mod events;

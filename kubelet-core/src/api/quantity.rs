@@ -41,6 +41,28 @@ impl Quantity {
         &self.text
     }
 
+    /// A number of bytes as the API writes it: `3884676Ki`; what is no multiple of 1024 without a suffix.
+    pub fn from_bytes(value: i64) -> Self {
+        const SUFFIXES: [&str; 7] = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
+        let (mut number, mut power) = (value, 0);
+        while number != 0 && number % 1024 == 0 && power + 1 < SUFFIXES.len() {
+            number /= 1024;
+            power += 1;
+        }
+        Self { text: format!("{number}{}", SUFFIXES[power]).into(), milli: i128::from(value) * 1000 }
+    }
+
+    /// Thousandths of a unit as the API writes them: `1900m`, `2`.
+    pub fn from_milli(milli: i64) -> Self {
+        let text = if milli % 1000 == 0 { (milli / 1000).to_string() } else { format!("{milli}m") };
+        Self { text: text.into(), milli: i128::from(milli) }
+    }
+
+    /// Whether both are the same amount, however they are written.
+    pub fn is_same_amount(&self, other: &Self) -> bool {
+        self.milli == other.milli
+    }
+
     /// A quantity of whole units.
     pub fn from_value(value: i64) -> Self {
         Self { text: value.to_string().into(), milli: i128::from(value) * 1000 }

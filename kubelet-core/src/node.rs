@@ -1,0 +1,198 @@
+//! The Node object of this machine: registered, kept right, its lease renewed.
+//!
+//! A program starts one [`NodeAgent`] on a cluster and a runtime; dropping it ends both of its tasks and leaves the
+//! Node as it is. The tasks inside:
+//!
+//! | task | owns | hears by | tells by |
+//! |---|---|---|---|
+//! | reporter | the Node as the API has it | its watch of the own Node, a timer of ten seconds, nudges | `watch` of the Node |
+//! | lease | the last version of the lease | a timer of ten seconds, `watch` of the Node | `watch` of twins |
+//!
+//! What should be, and the patch that makes it so, is planned in `desired`, `plan` and [`pressure`], which are
+//! pure. Reading the machine is `machine`. An idle node sends one small request every ten seconds.
+
+mod desired;
+mod lease;
+pub(crate) mod machine;
+mod plan;
+pub mod pressure;
+mod reporter;
+mod taints;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use coracle_cluster::{Cluster, Object, Resource};
+use coracle_cri::{ImageService, RuntimeService};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+
+use crate::api::{Node, ResourceList, Taint};
+use crate::clock::Clock;
+use crate::events::EventRecorder;
+use pressure::Thresholds;
+
+pub use taints::{TaintError, parse_taints};
+
+/// The Kubernetes release whose node behaviour this is.
+pub const KUBERNETES_VERSION: &str = "v1.36.3";
+
+/// What a node tells as its kubelet's version: a Kubernetes release, by which the control plane judges what the node
+/// can do, and this program's own as build metadata, which by the rules of semantic versions changes nothing.
+pub fn kubelet_version() -> String {
+    format!("{KUBERNETES_VERSION}+coracle.{}", env!("CARGO_PKG_VERSION"))
+}
+
+impl Object for Node {
+    const RESOURCE: Resource =
+        Resource { group: "", version: "v1", plural: "nodes", kind: "Node", namespaced: false };
+}
+
+/// What a node says of itself. Names follow the kubelet's flags.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// The Node's name.
+    pub name: String,
+    /// The host's name, or what was given for it (`--hostname-override`).
+    pub hostname: String,
+    /// Addresses, primary first (`--node-ip`); that of the default route if empty, followed when it changes.
+    pub node_ips: Vec<IpAddr>,
+    /// Labels of a new Node besides the usual ones (`--node-labels`).
+    pub labels: BTreeMap<String, String>,
+    /// Taints of a new Node (`--register-with-taints`).
+    pub taints: Vec<Taint>,
+    /// `--provider-id`.
+    pub provider_id: String,
+    /// Whether a missing Node is created (`--register-node`).
+    pub register: bool,
+    /// `--max-pods`.
+    pub max_pods: u32,
+    /// `--pods-per-core`, 0 for no such limit.
+    pub pods_per_core: u32,
+    /// `--kube-reserved`.
+    pub kube_reserved: ResourceList,
+    /// `--system-reserved`.
+    pub system_reserved: ResourceList,
+    /// `--eviction-hard`.
+    pub eviction_hard: Thresholds,
+    /// Port of the kubelet API (`--port`).
+    pub kubelet_port: u16,
+    /// Where the pods' folders lie (`--root-dir`).
+    pub root_dir: PathBuf,
+    /// Features that the node has, by the names of KEP-5328.
+    pub declared_features: Vec<String>,
+    /// See [`kubelet_version`].
+    pub kubelet_version: String,
+    /// Images told at most (`nodeStatusMaxImages`).
+    pub max_images: usize,
+    /// What tells the time.
+    pub clock: Clock,
+}
+
+impl NodeConfig {
+    /// The kubelet's defaults.
+    pub fn new(name: impl Into<String>) -> Self {
+        let name = name.into();
+        Self {
+            hostname: name.clone(),
+            name,
+            node_ips: Vec::new(),
+            labels: BTreeMap::new(),
+            taints: Vec::new(),
+            provider_id: String::new(),
+            register: true,
+            max_pods: 110,
+            pods_per_core: 0,
+            kube_reserved: ResourceList::new(),
+            system_reserved: ResourceList::new(),
+            eviction_hard: pressure::default_thresholds(),
+            kubelet_port: 10250,
+            root_dir: PathBuf::from("/var/lib/kubelet"),
+            declared_features: Vec::new(),
+            kubelet_version: kubelet_version(),
+            max_images: 50,
+            clock: Clock::system(),
+        }
+    }
+}
+
+/// Keeps the Node of this machine.
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use coracle_cluster::Cluster;
+/// use coracle_cri::{ImageService, RuntimeService};
+/// use coracle_kubelet_core::{clock::Clock, events::EventRecorder, node::{NodeAgent, NodeConfig}};
+///
+/// # async fn example(cluster: Cluster, runtime: Arc<dyn RuntimeService>, images: Arc<dyn ImageService>) {
+/// let events = EventRecorder::new(Clock::system(), 100);
+/// let agent = NodeAgent::start(NodeConfig::new("gateway-7"), cluster, runtime, images, events);
+/// let mut node = agent.node();
+/// while node.changed().await.is_ok() {
+///     let ready = node.borrow_and_update().as_ref().is_some_and(|node| node.status.is_ready());
+///     println!("ready: {ready}");
+/// }
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct NodeAgent {
+    node: watch::Receiver<Option<Arc<Node>>>,
+    nudge: Nudge,
+    /// Both tasks end with the agent.
+    _tasks: JoinSet<()>,
+}
+
+/// Asks the node to look at itself now instead of within ten seconds. Clones ask the same node.
+#[derive(Clone, Debug, Default)]
+pub struct Nudge(Arc<Notify>);
+
+impl Nudge {
+    /// Something that the Node tells has changed: the network came up, an image was pulled.
+    pub fn look(&self) {
+        self.0.notify_one();
+    }
+}
+
+impl NodeAgent {
+    /// Registers the node and keeps it; returns at once and works in the background.
+    pub fn start(
+        config: NodeConfig,
+        cluster: Cluster,
+        runtime: Arc<dyn RuntimeService>,
+        images: Arc<dyn ImageService>,
+        events: EventRecorder,
+    ) -> Self {
+        let (publish, node) = watch::channel(None);
+        let nudge = Nudge::default();
+        let config = Arc::new(config);
+        let mut tasks = JoinSet::new();
+        let lease = lease::LeaseKeeper::new(config.clone(), cluster.clone(), node.clone());
+        tasks.spawn(lease.run());
+        let reporter = reporter::Reporter::new(reporter::Parts {
+            config,
+            cluster,
+            runtime,
+            images,
+            events,
+            nudge: nudge.clone(),
+            publish,
+        });
+        tasks.spawn(reporter.run());
+        Self { node, nudge, _tasks: tasks }
+    }
+
+    /// The own Node as the API has it; none before it is registered and after it was deleted. Labels, taints,
+    /// allocatable and the pod CIDRs that the cluster gave (`spec.pod_cidrs`) are read here.
+    pub fn node(&self) -> watch::Receiver<Option<Arc<Node>>> {
+        self.node.clone()
+    }
+
+    /// What makes the node look at itself at once.
+    pub fn nudge(&self) -> Nudge {
+        self.nudge.clone()
+    }
+}
