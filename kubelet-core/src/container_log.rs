@@ -180,8 +180,8 @@ pub struct LogFilter {
     pub stream: Option<LogStream>,
     /// So many bytes may still be shown.
     pub limit: Option<u64>,
-    /// The record before was partial: what comes goes on with its line.
-    is_within_line: bool,
+    /// The record shown before was partial: what comes goes on with its line. Kept by [`LogFilter::show`].
+    pub is_within_line: bool,
 }
 
 impl LogFilter {

@@ -33,6 +33,7 @@ use crate::resources::{PodResources, PodResourcesConfig};
 use crate::source::PodSet;
 
 pub use crate::pod::rpc::Deadlines;
+pub use crate::probe::counts::ProbeCounts;
 pub use housekeeping::HousekeepingConfig;
 
 /// What a kubelet is like.
@@ -154,6 +155,7 @@ pub type PodViews = Arc<BTreeMap<Arc<str>, PodView>>;
 pub struct Kubelet {
     statuses: watch::Receiver<PodViews>,
     events: EventRecorder,
+    probe_counts: ProbeCounts,
     commands: mpsc::Sender<Command>,
     /// Dispatcher, publisher and housekeeping end with the kubelet.
     tasks: JoinSet<()>,
@@ -214,11 +216,13 @@ impl Kubelet {
             runtime_name: version.map_err(StartError::Runtime)?.runtime_name,
             host_ips: config.node_ips.iter().map(IpAddr::to_string).collect(),
         };
+        let probe_counts = ProbeCounts::default();
         let node = Arc::new(Node {
             runtime,
             resources: parts.resources,
             images: parts.images,
             events: parts.events.clone(),
+            probe_counts: probe_counts.clone(),
             started: config.clock.now().boot,
             clock: config.clock,
             facts,
@@ -241,7 +245,7 @@ impl Kubelet {
         let mut tasks = JoinSet::new();
         tasks.spawn(dispatcher.run());
         tasks.spawn(publisher::run(incoming, publish));
-        Ok(Self { statuses, events: parts.events, commands, tasks })
+        Ok(Self { statuses, events: parts.events, probe_counts, commands, tasks })
     }
 
     /// The statuses of all pods that this node has, as they change.
@@ -254,6 +258,11 @@ impl Kubelet {
     /// The node's and the pods' events.
     pub fn events(&self) -> &EventRecorder {
         &self.events
+    }
+
+    /// How often probes succeeded and failed, for the kubelet API.
+    pub fn probe_counts(&self) -> ProbeCounts {
+        self.probe_counts.clone()
     }
 
     /// Stops working and leaves the pods as they are; bounded by some seconds.

@@ -48,8 +48,7 @@ pub fn kubelet_version() -> String {
 }
 
 impl Object for Node {
-    const RESOURCE: Resource =
-        Resource { group: "", version: "v1", plural: "nodes", kind: "Node", namespaced: false };
+    const RESOURCE: Resource = Resource::cluster_wide("", "v1", "nodes", "Node");
 }
 
 /// What a node says of itself. Names follow the kubelet's flags.

@@ -154,8 +154,13 @@ impl Cni {
             )));
         };
         let cidr = self.pod_cidr.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let network =
-            BridgeNetwork { subnet: cidr.unwrap_or_else(|| default.subnet.clone()), ..default.clone() };
+        let subnet = cidr.unwrap_or_else(|| default.subnet.clone());
+        if subnet.is_empty() {
+            let words =
+                "the cluster has not given this node its pods' addresses yet (spec.podCIDR of the Node)";
+            return Err(CniError::NotReady(words.to_owned()));
+        }
+        let network = BridgeNetwork { subnet, ..default.clone() };
         Ok(conflist::bridge(&network, &self.state.join("networks"), host_ports))
     }
 

@@ -42,7 +42,8 @@ pub struct CniConfig {
 pub struct BridgeNetwork {
     /// Name of the bridge interface, at most 15 bytes.
     pub bridge: String,
-    /// The subnet in CIDR notation from which pods get their addresses.
+    /// The subnet in CIDR notation from which pods get their addresses; empty where only the cluster knows it, and
+    /// then there is no network until `UpdateRuntimeConfig` tells.
     pub subnet: String,
 }
 

@@ -7,7 +7,15 @@ use std::path::{Path, PathBuf};
 const LIBRARIES: [&str; 5] = ["cri", "shim", "cluster", "runtime", "kubelet-core"];
 
 /// Files that take data and `now`, and return data.
-const PURE: [&str; 9] = [
+const PURE: [&str; 17] = [
+    "kubelet-core/src/node/desired",
+    "kubelet-core/src/node/plan",
+    "kubelet-core/src/node/pressure",
+    "kubelet-core/src/node/taints",
+    "kubelet-core/src/server/log_options",
+    "kubelet-core/src/server/route",
+    "kubelet-core/src/server/stats/types",
+    "kubelet-core/src/server/subject",
     "kubelet-core/src/pod/plan",
     "kubelet-core/src/pod/status",
     "kubelet-core/src/gc/plan",

@@ -42,7 +42,10 @@ fn records_are_joined_and_what_is_not_whole_waits() {
 fn filters_leave_out() {
     let at = "2026-01-01T00:00:01Z".parse::<jiff::Timestamp>().unwrap().as_nanosecond();
     assert_eq!(read(LOG, None, LogFilter { since: Some(at), ..LogFilter::default() }), "oh\n\n");
-    assert_eq!(read(LOG, None, LogFilter { stream: Some(LogStream::Stderr), ..LogFilter::default() }), "oh\n");
+    assert_eq!(
+        read(LOG, None, LogFilter { stream: Some(LogStream::Stderr), ..LogFilter::default() }),
+        "oh\n"
+    );
     for (limit, expected) in [(3, "abc"), (8, "abcd ef\n"), (9, "abcd ef\no")] {
         assert_eq!(read(LOG, None, LogFilter { limit: Some(limit), ..LogFilter::default() }), expected);
     }
@@ -51,7 +54,9 @@ fn filters_leave_out() {
 #[test]
 fn the_last_lines_are_whole_lines() {
     let log = LOG.replace("what is this\n", "");
-    for (tail, expected) in [(0, ""), (1, "\n"), (2, "oh\n\n"), (3, "abcd ef\noh\n\n"), (9, "abcd ef\noh\n\n")] {
+    for (tail, expected) in
+        [(0, ""), (1, "\n"), (2, "oh\n\n"), (3, "abcd ef\noh\n\n"), (9, "abcd ef\noh\n\n")]
+    {
         assert_eq!(read(&log, Some(tail), LogFilter::default()), expected, "{tail}");
     }
 }

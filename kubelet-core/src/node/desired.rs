@@ -13,7 +13,8 @@ use super::machine::{MachineFacts, Readings};
 use super::pressure::{Pressures, Signal};
 use crate::api::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeDaemonEndpoints, NodeFeatures, NodeRuntimeHandler,
-    NodeRuntimeHandlerFeatures, NodeStatus, NodeSwapStatus, NodeSystemInfo, ObjectMeta, Quantity, ResourceList,
+    NodeRuntimeHandlerFeatures, NodeStatus, NodeSwapStatus, NodeSystemInfo, ObjectMeta, Quantity,
+    ResourceList,
 };
 
 /// Names of one image that a node tells.
@@ -272,7 +273,11 @@ pub(super) fn conditions(inputs: &Inputs<'_>, status: &NodeStatus) -> Vec<Wanted
 type Words = [(&'static str, &'static str, &'static str); 2];
 
 const MEMORY: Words = [
-    ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available", "NodeHasInsufficientMemory"),
+    (
+        "KubeletHasInsufficientMemory",
+        "kubelet has insufficient memory available",
+        "NodeHasInsufficientMemory",
+    ),
     ("KubeletHasSufficientMemory", "kubelet has sufficient memory available", "NodeHasSufficientMemory"),
 ];
 const DISK: Words = [

@@ -40,13 +40,7 @@ pub(super) struct LeaseSpec {
 }
 
 impl Object for Lease {
-    const RESOURCE: Resource = Resource {
-        group: "coordination.k8s.io",
-        version: "v1",
-        plural: "leases",
-        kind: "Lease",
-        namespaced: true,
-    };
+    const RESOURCE: Resource = Resource::namespaced("coordination.k8s.io", "v1", "leases", "Lease");
 }
 
 /// Renews one lease.

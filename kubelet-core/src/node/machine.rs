@@ -10,32 +10,32 @@ use super::pressure::{Observation, Observations, Signal};
 
 /// What does not change while the machine runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MachineFacts {
+pub(crate) struct MachineFacts {
     /// Processors that are online.
-    pub cores: u32,
+    pub(crate) cores: u32,
     /// Bytes of memory.
-    pub memory: i64,
+    pub(crate) memory: i64,
     /// Bytes of swap.
-    pub swap: i64,
+    pub(crate) swap: i64,
     /// Page size in bytes and number of pages, of each size of huge pages.
-    pub huge_pages: Vec<(i64, i64)>,
+    pub(crate) huge_pages: Vec<(i64, i64)>,
     /// `/etc/machine-id`.
-    pub machine_id: String,
+    pub(crate) machine_id: String,
     /// The firmware's UUID, or the machine id.
-    pub system_uuid: String,
+    pub(crate) system_uuid: String,
     /// New with every boot.
-    pub boot_id: String,
+    pub(crate) boot_id: String,
     /// As `uname -r` prints it.
-    pub kernel_version: String,
+    pub(crate) kernel_version: String,
     /// `PRETTY_NAME` of os-release.
-    pub os_image: String,
+    pub(crate) os_image: String,
     /// As Go names it: `amd64`, `arm64`, `arm`.
-    pub architecture: String,
+    pub(crate) architecture: String,
 }
 
 impl MachineFacts {
     /// Looks at the machine. What cannot be read is empty or zero, as for a kubelet.
-    pub fn read() -> Self {
+    pub(crate) fn read() -> Self {
         let meminfo = text("/proc/meminfo");
         Self {
             cores: online_processors(),
@@ -59,29 +59,29 @@ impl MachineFacts {
 
 /// What changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Readings {
+pub(crate) struct Readings {
     /// For the signals of pressure.
-    pub observations: Observations,
+    pub(crate) observations: Observations,
     /// Addresses, primary first; empty while the node has none.
-    pub addresses: Vec<IpAddr>,
+    pub(crate) addresses: Vec<IpAddr>,
     /// Bytes of the file system with the pods' folders.
-    pub storage: Option<i64>,
+    pub(crate) storage: Option<i64>,
 }
 
 /// Where to look.
 #[derive(Clone, Debug)]
-pub struct Places {
+pub(crate) struct Places {
     /// The pods' folders.
-    pub root_dir: PathBuf,
+    pub(crate) root_dir: PathBuf,
     /// The images; that of the pods' folders if not known.
-    pub image_dir: Option<PathBuf>,
+    pub(crate) image_dir: Option<PathBuf>,
     /// Addresses that were given; else that of the default route.
-    pub node_ips: Vec<IpAddr>,
+    pub(crate) node_ips: Vec<IpAddr>,
 }
 
 impl Readings {
     /// Looks at the machine now.
-    pub fn read(places: &Places) -> Self {
+    pub(crate) fn read(places: &Places) -> Self {
         let mut observations = Observations::new();
         let meminfo = text("/proc/meminfo");
         let total = kibibytes(&meminfo, "MemTotal:");

@@ -75,7 +75,9 @@ pub enum ThresholdError {
     #[error("{0:?} is not of the form memory.available<100Mi")]
     Form(String),
     /// A signal that there is not.
-    #[error("{0:?} is not a signal; there are memory.available, nodefs.available, nodefs.inodesFree, imagefs.available, imagefs.inodesFree and pid.available")]
+    #[error(
+        "{0:?} is not a signal; there are memory.available, nodefs.available, nodefs.inodesFree, imagefs.available, imagefs.inodesFree and pid.available"
+    )]
     Signal(String),
     /// Neither an amount nor a percentage.
     #[error("{signal} is compared with {value:?}, which is neither a positive quantity nor a percentage")]
@@ -182,7 +184,8 @@ impl PressureHistory {
             };
             *seen = Some(now);
         }
-        let lasts = |seen: Option<Duration>| seen.is_some_and(|at| now.saturating_sub(at) < TRANSITION_PERIOD);
+        let lasts =
+            |seen: Option<Duration>| seen.is_some_and(|at| now.saturating_sub(at) < TRANSITION_PERIOD);
         Pressures { memory: lasts(self.memory), disk: lasts(self.disk), pid: lasts(self.pid) }
     }
 }
@@ -193,7 +196,8 @@ mod tests {
 
     #[test]
     fn thresholds_are_read_as_the_kubelet_reads_them() {
-        let thresholds = parse_thresholds("memory.available<1Gi, imagefs.available<0%,pid.available<10%").unwrap();
+        let thresholds =
+            parse_thresholds("memory.available<1Gi, imagefs.available<0%,pid.available<10%").unwrap();
         assert_eq!(thresholds[&Signal::MemoryAvailable], Limit::Amount(1 << 30));
         assert_eq!(thresholds[&Signal::PidAvailable].amount(1000), 100);
         assert_eq!(thresholds.len(), 2);
@@ -213,14 +217,10 @@ mod tests {
     #[test]
     fn a_pressure_lasts_for_the_transition_period() {
         let thresholds = default_thresholds();
-        let low = Observations::from([(
-            Signal::ImagefsAvailable,
-            Observation { available: 14, capacity: 100 },
-        )]);
-        let fine = Observations::from([(
-            Signal::ImagefsAvailable,
-            Observation { available: 15, capacity: 100 },
-        )]);
+        let low =
+            Observations::from([(Signal::ImagefsAvailable, Observation { available: 14, capacity: 100 })]);
+        let fine =
+            Observations::from([(Signal::ImagefsAvailable, Observation { available: 15, capacity: 100 })]);
         let mut history = PressureHistory::default();
         let at = Duration::from_secs;
         let disk = Pressures { disk: true, ..Pressures::default() };

@@ -9,8 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_cluster::{ApiError, Change, Cluster, Patch, Scope};
-use coracle_cri::v1::{ListImagesRequest, NetworkConfig, RuntimeConfig, StatusRequest, UpdateRuntimeConfigRequest};
 use coracle_cri::v1::{ImageFsInfoRequest, VersionRequest};
+use coracle_cri::v1::{
+    ListImagesRequest, NetworkConfig, RuntimeConfig, StatusRequest, UpdateRuntimeConfigRequest,
+};
 use coracle_cri::{ImageService, RuntimeService};
 use futures_util::StreamExt as _;
 use serde_json::json;
@@ -114,11 +116,8 @@ impl Reporter {
     /// Reports until dropped. A request that is cut off by that is repeated by the next start.
     pub(super) async fn run(mut self) {
         self.meet_runtime().await;
-        let scope = Scope {
-            field_selector: Some(format!("metadata.name={}", self.parts.config.name)),
-            ..Scope::default()
-        };
-        let mut changes = pin!(self.parts.cluster.clone().watch::<Node>(scope));
+        let scope = Scope::all().named(&self.parts.config.name);
+        let mut changes = pin!(self.parts.cluster.watch::<Node>(scope));
         let nudge = self.parts.nudge.clone();
         let mut listed_any = false;
         let mut retry = RETRY_MIN;
@@ -417,8 +416,7 @@ impl Reporter {
         }
         let pod_cidr = node.spec.pod_cidrs.join(",");
         let network_config = Some(NetworkConfig { pod_cidr: pod_cidr.clone() });
-        let request =
-            UpdateRuntimeConfigRequest { runtime_config: Some(RuntimeConfig { network_config }) };
+        let request = UpdateRuntimeConfigRequest { runtime_config: Some(RuntimeConfig { network_config }) };
         let call = self.parts.runtime.update_runtime_config(request);
         match bounded("UpdateRuntimeConfig", RUNTIME_DEADLINE, call).await {
             Ok(_) => {

@@ -6,7 +6,9 @@ use crate::api::Taint;
 
 /// Why a text is no taint.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no taint; it looks like key=value:NoSchedule, with NoSchedule, PreferNoSchedule or NoExecute")]
+#[error(
+    "{0:?} is no taint; it looks like key=value:NoSchedule, with NoSchedule, PreferNoSchedule or NoExecute"
+)]
 pub struct TaintError(pub String);
 
 /// Reads taints that are separated by commas.

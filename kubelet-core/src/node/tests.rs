@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use coracle_cri::v1::{Image, RuntimeCondition, RuntimeStatus, StatusResponse};
 use serde_json::json;
 
+use super::NodeConfig;
 use super::desired::{self, DEFAULT_LABELS, Inputs, RuntimeFacts};
 use super::machine::{MachineFacts, Readings};
 use super::plan::{self, KEPT_LABELS};
 use super::pressure::{Limit, Pressures, Signal};
-use super::NodeConfig;
 use crate::api::{Node, NodeCondition, Quantity, Time};
 
 struct World {
@@ -22,7 +22,8 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let condition = |kind: &str| RuntimeCondition { r#type: kind.into(), status: true, ..Default::default() };
+        let condition =
+            |kind: &str| RuntimeCondition { r#type: kind.into(), status: true, ..Default::default() };
         let conditions = vec![condition("RuntimeReady"), condition("NetworkReady")];
         let status = StatusResponse { status: Some(RuntimeStatus { conditions }), ..Default::default() };
         Self {
@@ -96,7 +97,7 @@ fn a_new_node_has_what_a_kubelet_says() {
     assert_eq!(text(&status.capacity, "pods"), "110");
     assert_eq!(text(&status.capacity, "hugepages-1Gi"), "0");
     assert_eq!(text(&status.allocatable, "memory"), "3782276Ki");
-    assert_eq!(text(&status.allocatable, "ephemeral-storage"), "37694648498");
+    assert_eq!(text(&status.allocatable, "ephemeral-storage"), "37694649077");
     assert_eq!(status.node_info.container_runtime_version, "coracle://0.1.0");
     assert!(status.node_info.kubelet_version.starts_with("v1.36.3+coracle"));
     let types: Vec<&str> = status.conditions.iter().map(|c| c.r#type.as_str()).collect();
@@ -119,7 +120,10 @@ fn reservations_and_huge_pages_are_taken_off() {
     assert_eq!(node.status.allocatable["cpu"].to_string(), "1900m");
     assert_eq!(node.status.allocatable["memory"].value(), (4 << 30) - (1 << 30) - (100 << 20) - (512 << 20));
     assert_eq!(node.status.allocatable["hugepages-2Mi"].to_string(), "512Mi");
-    assert!(node.status.allocatable["ephemeral-storage"].is_same_amount(&node.status.capacity["ephemeral-storage"]));
+    assert!(
+        node.status.allocatable["ephemeral-storage"]
+            .is_same_amount(&node.status.capacity["ephemeral-storage"])
+    );
 }
 
 #[test]
@@ -155,7 +159,10 @@ fn changes_are_sent_and_told() {
     assert_eq!(update.patch["status"]["addresses"][0], json!({ "$patch": "replace" }));
     assert_eq!(update.patch["status"]["addresses"].as_array().unwrap().len(), 4);
     let disk = &update.patch["status"]["conditions"][1];
-    assert_eq!((&disk["status"], &disk["lastTransitionTime"]), (&json!("True"), &json!("1970-01-01T00:03:20Z")));
+    assert_eq!(
+        (&disk["status"], &disk["lastTransitionTime"]),
+        (&json!("True"), &json!("1970-01-01T00:03:20Z"))
+    );
 }
 
 #[test]
@@ -207,7 +214,10 @@ fn a_node_that_is_not_ready_says_why() {
                    message:cni plugin not initialized";
     assert_eq!(message(&world), network);
     world.readings.storage = None;
-    assert_eq!(message(&world), format!("[{network}, missing node capacity for resources: ephemeral-storage]"));
+    assert_eq!(
+        message(&world),
+        format!("[{network}, missing node capacity for resources: ephemeral-storage]")
+    );
     world = World::new();
     world.runtime.status = None;
     assert_eq!(message(&world), "container runtime is down");

@@ -16,6 +16,7 @@ use crate::events::EventRecorder;
 use crate::image_pull::PullError;
 use crate::pod::rpc::Deadlines;
 use crate::pod::status::NodeFacts;
+use crate::probe::counts::ProbeCounts;
 
 /// A step that failed: the kubelet's reason and what a person reads.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -76,6 +77,7 @@ pub(crate) struct Node {
     pub(crate) resources: Arc<dyn Resources>,
     pub(crate) images: Arc<dyn Images>,
     pub(crate) events: EventRecorder,
+    pub(crate) probe_counts: ProbeCounts,
     pub(crate) clock: Clock,
     pub(crate) facts: NodeFacts,
     pub(crate) deadlines: Deadlines,

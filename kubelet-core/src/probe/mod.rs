@@ -5,6 +5,7 @@
 //! worker by channel and are kept by container id, so that a new run starts without any.
 
 pub(crate) mod check;
+pub(crate) mod counts;
 pub(crate) mod grpc;
 pub(crate) mod http;
 pub(crate) mod prober;

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use super::ProbeKind;
 use super::check::{Checked, Subject, check};
+use super::counts::ProbeCount;
 use super::schedule::Schedule;
 use crate::api::{Container, Pod, PodStatus, Probe};
 use crate::events::{EventType, container_field_path};
@@ -118,6 +119,7 @@ impl Prober {
                 target: receiver.clone(),
                 reports: self.reports.clone(),
                 schedule: Schedule::new(kind, probe, self.first_tick(probe)),
+                count: self.node.probe_counts.begin(&receiver.borrow().pod, &container.name, kind),
             };
             self.tasks.spawn(task.run());
         }
@@ -173,6 +175,7 @@ struct Task {
     target: watch::Receiver<Target>,
     reports: mpsc::UnboundedSender<ProbeReport>,
     schedule: Schedule,
+    count: Arc<ProbeCount>,
 }
 
 impl Task {
@@ -234,11 +237,13 @@ impl Task {
             Checked::Success | Checked::Warning(_) => true,
             Checked::Failure(_) => false,
             Checked::Error(_) => {
+                self.count.add(None);
                 self.tell(target, &checked);
                 self.schedule.passed(now);
                 return;
             }
         };
+        self.count.add(Some(success));
         self.tell(target, &checked);
         if let Some(success) = self.schedule.record(success, now) {
             // The worker that listens owns this task; if it is gone, so is the task in a moment.

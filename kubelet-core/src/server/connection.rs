@@ -1,0 +1,141 @@
+//! Connections of the kubelet API: accepted, their TLS, their requests checked and led to what answers them.
+//!
+//! One task accepts; one task per connection serves its requests, one after the other. A client that does not say
+//! what it wants within a while is let go.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::header::AUTHORIZATION;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::pki_types::CertificateDer;
+use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+use super::answer::{self, Answer, METRICS, TEXT};
+use super::auth::{Denied, User};
+use super::route::{Route, permission, route};
+use super::{CONNECTIONS, Shared, logs, metrics, pods, stats, tls};
+
+/// A handshake takes at most so long.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// A request's head comes within so long, and a connection without requests is closed after it.
+const HEAD: Duration = Duration::from_secs(90);
+/// Memory for a request's head, and for what is written at once.
+const BUFFER: usize = 16 * 1024;
+
+/// Accepts until dropped, which ends every connection too.
+pub(super) async fn serve(listener: TcpListener, acceptor: TlsAcceptor, shared: Arc<Shared>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a client of the kubelet API could not connect");
+                // Out of file descriptors, most likely: accepting again at once would spin.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+        };
+        while connections.try_join_next().is_some() {}
+        let (acceptor, shared) = (acceptor.clone(), shared.clone());
+        connections.spawn(async move {
+            let _place = place;
+            connection(stream, acceptor, shared).await;
+        });
+    }
+}
+
+async fn connection(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared>) {
+    let _ = stream.set_nodelay(true);
+    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await else {
+        // Whoever probes the port without TLS is not worth a line of log.
+        return;
+    };
+    let chain: Vec<CertificateDer<'static>> =
+        stream.get_ref().1.peer_certificates().map(<[_]>::to_vec).unwrap_or_default();
+    let client = Arc::new(Client { shared, chain });
+    let service = service_fn(move |request| {
+        let client = client.clone();
+        async move { Ok::<_, Infallible>(client.serve(request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_buf_size(BUFFER)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = connection.await {
+        tracing::debug!(error = &error as &dyn std::error::Error, "a connection to the kubelet API broke");
+    }
+}
+
+/// One connection's client.
+struct Client {
+    shared: Arc<Shared>,
+    /// Its certificates; judged at each request, for authorities change and certificates expire.
+    chain: Vec<CertificateDer<'static>>,
+}
+
+impl Client {
+    async fn serve(&self, request: Request<Incoming>) -> Answer {
+        let (method, path) = (request.method().as_str(), request.uri().path());
+        let authorization = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let user = self.certificate_user();
+        let needed = permission(method, path);
+        let allowed = self.shared.auth.check(user.as_ref(), authorization, &needed).await;
+        if let Err(Denied(status, words)) = allowed {
+            return answer::error(status, words);
+        }
+        let query = request.uri().query().unwrap_or_default();
+        self.answer(route(method, path), query, request.method() == Method::HEAD).await
+    }
+
+    fn certificate_user(&self) -> Option<User> {
+        if self.chain.is_empty() {
+            return None;
+        }
+        let authorities = self.shared.config.client_authorities.borrow().clone();
+        tls::identity(&self.chain, &authorities).map(User::from)
+    }
+
+    async fn answer(&self, route: Route, query: &str, _head: bool) -> Answer {
+        let shared = &self.shared;
+        match route {
+            Route::Healthz { .. } => answer::whole(200, TEXT, "ok"),
+            Route::HealthzPart(part) => match part.as_str() {
+                "ping" | "log" | "syncloop" => answer::whole(200, TEXT, "ok"),
+                _ => answer::error(404, "404 page not found\n"),
+            },
+            Route::Pods => pods::pods(shared),
+            Route::RunningPods => pods::running_pods(shared).await,
+            Route::ContainerLogs { namespace, pod, container } => {
+                logs::container_logs(shared, &namespace, &pod, &container, query).await
+            }
+            Route::StatsSummary => stats::summary(shared, query).await,
+            Route::Metrics => answer::whole(200, METRICS, metrics::own(shared)),
+            Route::MetricsResource => answer::whole(200, METRICS, metrics::resource(shared).await),
+            Route::MetricsProbes => answer::whole(200, METRICS, metrics::probes(shared)),
+            Route::MetricsCadvisor => answer::error(
+                501,
+                "this node has no cAdvisor; /metrics/resource and /stats/summary tell what its containers use\n",
+            ),
+            Route::Configz => answer::json(&json!({ "kubeletconfig": shared.config.configz })),
+            Route::Streaming(what) => {
+                answer::error(501, format!("this release of coracle does not serve {what} yet\n"))
+            }
+            Route::Disabled(words) => answer::error(405, format!("{words}\n")),
+            Route::WrongMethod => answer::error(405, "405: Method Not Allowed"),
+            Route::Unknown => answer::error(404, "404: Page Not Found"),
+        }
+    }
+}
