@@ -12,12 +12,12 @@
 //! pure. Reading the machine is `machine`. An idle node sends one small request every ten seconds.
 
 mod desired;
+mod flags;
 mod lease;
 pub(crate) mod machine;
 mod plan;
 pub mod pressure;
 mod reporter;
-mod taints;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +25,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_cluster::{Cluster, Object, Resource};
 use coracle_cri::{ImageService, RuntimeService};
@@ -34,9 +35,13 @@ use tokio::task::JoinSet;
 use crate::api::{Node, ResourceList, Taint};
 use crate::clock::Clock;
 use crate::events::EventRecorder;
+use machine::MachineFacts;
 use pressure::Thresholds;
 
-pub use taints::{TaintError, parse_taints};
+pub use flags::{LabelError, ReservedError, TaintError, parse_labels, parse_reserved, parse_taints};
+
+/// A machine that lives renews its lease within this time.
+const TWIN_WATCH: Duration = Duration::from_secs(15);
 
 /// The Kubernetes release whose node behaviour this is.
 pub const KUBERNETES_VERSION: &str = "v1.36.3";
@@ -119,17 +124,27 @@ impl NodeConfig {
     }
 }
 
+/// What runs the node's pods.
+#[derive(Clone)]
+pub struct NodeRuntime {
+    /// Its state decides whether the node is ready.
+    pub runtime: Arc<dyn RuntimeService>,
+    /// Its images are told.
+    pub images: Arc<dyn ImageService>,
+}
+
 /// Keeps the Node of this machine.
 ///
 /// ```no_run
 /// use std::sync::Arc;
 /// use coracle_cluster::Cluster;
 /// use coracle_cri::{ImageService, RuntimeService};
-/// use coracle_kubelet_core::{clock::Clock, events::EventRecorder, node::{NodeAgent, NodeConfig}};
+/// use coracle_kubelet_core::{clock::Clock, events::EventRecorder, node::{NodeAgent, NodeConfig, NodeRuntime}};
 ///
 /// # async fn example(cluster: Cluster, runtime: Arc<dyn RuntimeService>, images: Arc<dyn ImageService>) {
 /// let events = EventRecorder::new(Clock::system(), 100);
-/// let agent = NodeAgent::start(NodeConfig::new("gateway-7"), cluster, runtime, images, events);
+/// let runtime = Some(NodeRuntime { runtime, images });
+/// let agent = NodeAgent::start(NodeConfig::new("gateway-7"), cluster, runtime, events);
 /// let mut node = agent.node();
 /// while node.changed().await.is_ok() {
 ///     let ready = node.borrow_and_update().as_ref().is_some_and(|node| node.status.is_ready());
@@ -157,12 +172,23 @@ impl Nudge {
 }
 
 impl NodeAgent {
-    /// Registers the node and keeps it; returns at once and works in the background.
+    /// Registers the node and keeps it; returns at once and works in the background. A node without a runtime runs no
+    /// pods and is ready all the same: taint it.
     pub fn start(
         config: NodeConfig,
         cluster: Cluster,
-        runtime: Arc<dyn RuntimeService>,
-        images: Arc<dyn ImageService>,
+        runtime: Option<NodeRuntime>,
+        events: EventRecorder,
+    ) -> Self {
+        Self::start_on(MachineFacts::read(), TWIN_WATCH, config, cluster, runtime, events)
+    }
+
+    fn start_on(
+        machine: MachineFacts,
+        twin_watch: Duration,
+        config: NodeConfig,
+        cluster: Cluster,
+        runtime: Option<NodeRuntime>,
         events: EventRecorder,
     ) -> Self {
         let (publish, node) = watch::channel(None);
@@ -175,10 +201,11 @@ impl NodeAgent {
             config,
             cluster,
             runtime,
-            images,
             events,
             nudge: nudge.clone(),
             publish,
+            machine,
+            twin_watch,
         });
         tasks.spawn(reporter.run());
         Self { node, nudge, _tasks: tasks }

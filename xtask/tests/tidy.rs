@@ -11,7 +11,7 @@ const PURE: [&str; 17] = [
     "kubelet-core/src/node/desired",
     "kubelet-core/src/node/plan",
     "kubelet-core/src/node/pressure",
-    "kubelet-core/src/node/taints",
+    "kubelet-core/src/node/flags",
     "kubelet-core/src/server/log_options",
     "kubelet-core/src/server/route",
     "kubelet-core/src/server/stats/types",

@@ -31,6 +31,8 @@ pub(super) struct RuntimeFacts {
     pub(super) status: Option<StatusResponse>,
     /// It has answered before.
     pub(super) was_up: bool,
+    /// This node has none and runs no pods.
+    pub(super) is_absent: bool,
 }
 
 /// A condition without its times.
@@ -137,13 +139,14 @@ fn system_info(inputs: &Inputs<'_>) -> NodeSystemInfo {
     let Inputs { config, machine, runtime, .. } = *inputs;
     let version = runtime.version.trim_start_matches('v');
     let version = if version.is_empty() { "Unknown" } else { version };
+    let name = if runtime.is_absent { "none" } else { &runtime.name };
     NodeSystemInfo {
         machine_id: machine.machine_id.clone(),
         system_uuid: machine.system_uuid.clone(),
         boot_id: machine.boot_id.clone(),
         kernel_version: machine.kernel_version.clone(),
         os_image: machine.os_image.clone(),
-        container_runtime_version: format!("{}://{version}", runtime.name),
+        container_runtime_version: format!("{name}://{version}"),
         kubelet_version: config.kubelet_version.clone(),
         kube_proxy_version: String::new(),
         operating_system: "linux".to_owned(),
@@ -319,6 +322,9 @@ fn ready(inputs: &Inputs<'_>, status: &NodeStatus) -> Wanted {
 }
 
 fn runtime_problems(runtime: &RuntimeFacts) -> Vec<String> {
+    if runtime.is_absent {
+        return Vec::new();
+    }
     let Some(status) = &runtime.status else {
         let words = if runtime.was_up {
             "container runtime is down"

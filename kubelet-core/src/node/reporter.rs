@@ -13,7 +13,6 @@ use coracle_cri::v1::{ImageFsInfoRequest, VersionRequest};
 use coracle_cri::v1::{
     ListImagesRequest, NetworkConfig, RuntimeConfig, StatusRequest, UpdateRuntimeConfigRequest,
 };
-use coracle_cri::{ImageService, RuntimeService};
 use futures_util::StreamExt as _;
 use serde_json::json;
 use tokio::sync::watch;
@@ -23,7 +22,7 @@ use super::lease::{Lease, NAMESPACE};
 use super::machine::{MachineFacts, Places, Readings};
 use super::plan::{self, KEPT_LABELS};
 use super::pressure::{self, PressureHistory, Pressures};
-use super::{NodeConfig, Nudge};
+use super::{NodeConfig, NodeRuntime, Nudge};
 use crate::api::{ContainerImage, Node};
 use crate::events::{EventRecorder, EventType};
 use crate::pod::rpc::bounded;
@@ -40,8 +39,6 @@ const REPORT: Duration = Duration::from_secs(300);
 const IMAGES: Duration = Duration::from_secs(30);
 /// Deadline of a question to the runtime.
 const RUNTIME_DEADLINE: Duration = Duration::from_secs(30);
-/// Another machine that lives renews its lease within this time.
-const TWIN_WATCH: Duration = Duration::from_secs(15);
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(7);
 
@@ -49,11 +46,13 @@ const RETRY_MAX: Duration = Duration::from_secs(7);
 pub(super) struct Parts {
     pub(super) config: Arc<NodeConfig>,
     pub(super) cluster: Cluster,
-    pub(super) runtime: Arc<dyn RuntimeService>,
-    pub(super) images: Arc<dyn ImageService>,
+    pub(super) runtime: Option<NodeRuntime>,
     pub(super) events: EventRecorder,
     pub(super) nudge: Nudge,
     pub(super) publish: watch::Sender<Option<Arc<Node>>>,
+    pub(super) machine: MachineFacts,
+    /// Another machine that lives renews its lease within this time.
+    pub(super) twin_watch: Duration,
 }
 
 /// Keeps the Node right.
@@ -90,16 +89,17 @@ enum ReportError {
 impl Reporter {
     pub(super) fn new(parts: Parts) -> Self {
         let started = parts.config.clock.now().boot;
+        let runtime = RuntimeFacts { is_absent: parts.runtime.is_none(), ..RuntimeFacts::default() };
         let places = Places {
             root_dir: parts.config.root_dir.clone(),
             image_dir: None,
             node_ips: parts.config.node_ips.clone(),
         };
         Self {
+            machine: parts.machine.clone(),
             parts,
-            machine: MachineFacts::read(),
             places,
-            runtime: RuntimeFacts::default(),
+            runtime,
             images: Vec::new(),
             images_listed: None,
             history: PressureHistory::default(),
@@ -115,7 +115,6 @@ impl Reporter {
 
     /// Reports until dropped. A request that is cut off by that is repeated by the next start.
     pub(super) async fn run(mut self) {
-        self.meet_runtime().await;
         let scope = Scope::all().named(&self.parts.config.name);
         let mut changes = pin!(self.parts.cluster.watch::<Node>(scope));
         let nudge = self.parts.nudge.clone();
@@ -314,6 +313,7 @@ impl Reporter {
         let now = self.parts.config.clock.now().wall();
         let (mut node, conditions) = self.desired(&Node::default(), readings, pressures);
         node.status.conditions = plan::merge_conditions(&node.status, &conditions, now).0;
+        let mut refused = None;
         if self.parts.config.register {
             let mut body = json!(node);
             body["apiVersion"] = json!("v1");
@@ -322,15 +322,20 @@ impl Reporter {
                 Ok(created) => {
                     tracing::info!(node = %name, "node registered");
                     self.learn(created);
+                    self.reported = Some(self.parts.config.clock.now().boot);
                     return Ok(());
                 }
+                Err(error) if error.is_already_exists() => {}
                 // A node that may not create its Node may still use one that somebody else made.
-                Err(error) if error.reason() == "AlreadyExists" || error.code() == Some(403) => {}
+                Err(error) if error.is_forbidden() => refused = Some(error),
                 Err(error) => return Err(ReportError::Api(error)),
             }
         }
         let existing = match self.parts.cluster.get::<Node>(None, &name).await {
             Ok(existing) => existing,
+            Err(error) if error.is_not_found() && refused.is_some() => {
+                return Err(ReportError::Api(refused.unwrap_or(error)));
+            }
             Err(error) if error.is_not_found() && !self.parts.config.register => {
                 return Err(ReportError::NotRegistered(name));
             }
@@ -363,7 +368,7 @@ impl Reporter {
         };
         let before = version(self.parts.cluster.get::<Lease>(Some(NAMESPACE), name).await)?;
         tracing::info!(node = %name, "the Node was written by another machine; looking whether that one lives");
-        tokio::time::sleep(TWIN_WATCH).await;
+        tokio::time::sleep(self.parts.twin_watch).await;
         let after = version(self.parts.cluster.get::<Lease>(Some(NAMESPACE), name).await)?;
         if before == after { Ok(()) } else { Err(ReportError::NameTaken(name.to_owned())) }
     }
@@ -377,14 +382,14 @@ impl Reporter {
     }
 
     /// Name and version of the runtime, and where its images lie; asked once.
-    async fn meet_runtime(&mut self) {
+    async fn meet_runtime(&mut self, cri: &NodeRuntime) {
         let request = VersionRequest { version: "0.1.0".to_owned() };
-        let version = bounded("Version", RUNTIME_DEADLINE, self.parts.runtime.version(request)).await;
+        let version = bounded("Version", RUNTIME_DEADLINE, cri.runtime.version(request)).await;
         if let Ok(version) = version {
             self.runtime.name = version.runtime_name;
             self.runtime.version = version.runtime_version;
         }
-        let call = self.parts.images.image_fs_info(ImageFsInfoRequest {});
+        let call = cri.images.image_fs_info(ImageFsInfoRequest {});
         if let Ok(info) = bounded("ImageFsInfo", RUNTIME_DEADLINE, call).await {
             let id = info.image_filesystems.into_iter().next().and_then(|usage| usage.fs_id);
             self.places.image_dir = id.map(|id| id.mountpoint.into());
@@ -392,16 +397,17 @@ impl Reporter {
     }
 
     async fn observe_runtime(&mut self) {
+        let Some(cri) = self.parts.runtime.clone() else { return };
         if self.runtime.name.is_empty() {
-            self.meet_runtime().await;
+            self.meet_runtime(&cri).await;
         }
-        let call = self.parts.runtime.status(StatusRequest { verbose: false });
+        let call = cri.runtime.status(StatusRequest { verbose: false });
         let status = bounded("Status", RUNTIME_DEADLINE, call).await;
         self.runtime.was_up |= status.is_ok();
         self.runtime.status = status.ok();
         let now = self.parts.config.clock.now().boot;
         if self.images_listed.is_none_or(|at| now.saturating_sub(at) >= IMAGES) {
-            let call = self.parts.images.list_images(ListImagesRequest::default());
+            let call = cri.images.list_images(ListImagesRequest::default());
             if let Ok(listed) = bounded("ListImages", RUNTIME_DEADLINE, call).await {
                 self.images = desired::images(listed.images, self.parts.config.max_images);
                 self.images_listed = Some(now);
@@ -411,13 +417,14 @@ impl Reporter {
 
     /// The runtime makes the pods' network from the CIDRs that the cluster gave the node.
     async fn tell_pod_cidrs(&mut self, node: &Node) {
+        let Some(cri) = &self.parts.runtime else { return };
         if node.spec.pod_cidrs.is_empty() || node.spec.pod_cidrs == self.pod_cidrs {
             return;
         }
         let pod_cidr = node.spec.pod_cidrs.join(",");
         let network_config = Some(NetworkConfig { pod_cidr: pod_cidr.clone() });
         let request = UpdateRuntimeConfigRequest { runtime_config: Some(RuntimeConfig { network_config }) };
-        let call = self.parts.runtime.update_runtime_config(request);
+        let call = cri.runtime.update_runtime_config(request);
         match bounded("UpdateRuntimeConfig", RUNTIME_DEADLINE, call).await {
             Ok(_) => {
                 tracing::info!(%pod_cidr, "the cluster gave this node its pods' addresses");

@@ -47,6 +47,7 @@ impl World {
                 version: "0.1.0".into(),
                 status: Some(status),
                 was_up: true,
+                is_absent: false,
             },
             pressures: Pressures::default(),
         }

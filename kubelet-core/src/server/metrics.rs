@@ -166,7 +166,7 @@ fn pods(families: &mut Families, measured: &Measured) {
             memory.extend(used.map(|used| at_time(labels(), float(used.value), usage.timestamp)));
         }
         let swaps = || pod.containers.iter().filter_map(|(stats, _)| stats.swap.as_ref());
-        if let Some(last) = swaps().last() {
+        if let Some(last) = swaps().next_back() {
             let used = swaps().filter_map(|swap| swap.swap_usage_bytes).map(|used| used.value).sum();
             swap.push(at_time(labels(), float(used), last.timestamp));
         }

@@ -367,7 +367,7 @@ mod tests {
         let layer = v1::FilesystemUsage { timestamp: 1, used_bytes: value(10), ..Default::default() };
         let stats = v1::ContainerStats {
             attributes,
-            cpu: Some(cpu.clone()),
+            cpu: Some(cpu),
             writable_layer: Some(layer),
             ..Default::default()
         };
