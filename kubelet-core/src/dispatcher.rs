@@ -40,6 +40,8 @@ pub(crate) enum Command {
 pub(crate) struct Inputs {
     pub(crate) node: Arc<Node>,
     pub(crate) pods: watch::Receiver<PodSet>,
+    /// Whether `pods` holds what every source wants.
+    pub(crate) sources_seen: watch::Receiver<bool>,
     pub(crate) objects: watch::Receiver<u64>,
     pub(crate) reports: mpsc::UnboundedSender<Report>,
     pub(crate) commands: mpsc::Receiver<Command>,
@@ -57,6 +59,7 @@ struct Entry {
 pub(crate) struct Dispatcher {
     node: Arc<Node>,
     pods: watch::Receiver<PodSet>,
+    sources_seen: watch::Receiver<bool>,
     objects: watch::Receiver<u64>,
     reports: mpsc::UnboundedSender<Report>,
     commands: mpsc::Receiver<Command>,
@@ -78,6 +81,7 @@ impl Dispatcher {
         Self {
             node: inputs.node,
             pods: inputs.pods,
+            sources_seen: inputs.sources_seen,
             objects: inputs.objects,
             reports: inputs.reports,
             commands: inputs.commands,
@@ -100,8 +104,7 @@ impl Dispatcher {
         let mut watching = JoinSet::new();
         watching.spawn(watch.run());
         self.found = listing;
-        self.adopt();
-        self.sweep_disk().await;
+        let mut swept = self.adopt_and_sweep().await;
         let mut source_lives = true;
         loop {
             self.reconcile();
@@ -110,6 +113,7 @@ impl Dispatcher {
                 // Watches and channels keep what comes while another arm wins; the timer is computed anew.
                 // A source that is gone wants no changes: its last word stands.
                 changed = self.pods.changed(), if source_lives => source_lives = changed.is_ok(),
+                () = all_seen(&mut self.sources_seen), if !swept => swept = self.adopt_and_sweep().await,
                 Some(pulse) = pulses.recv() => self.pulse(pulse),
                 Some(exit) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.exited(exit),
                 command = self.commands.recv() => match command {
@@ -241,9 +245,9 @@ impl Dispatcher {
 
     fn report_waiting(&mut self, pod: &Arc<Pod>) {
         self.waiting.insert(pod.metadata.uid.clone());
-        let status = PodStatus { phase: "Pending".to_owned(), ..PodStatus::default() };
+        let status = Arc::new(PodStatus { phase: "Pending".to_owned(), ..PodStatus::default() });
         // The publisher outlives the dispatcher.
-        let _ = self.reports.send(Report::Status { pod: pod.clone(), status: Arc::new(status) });
+        let _ = self.reports.send(Report::Status { pod: pod.clone(), status, ended: false });
     }
 
     fn stop_pods(&mut self, grace: Option<i64>, done: oneshot::Sender<()>) {
@@ -304,6 +308,13 @@ impl Entry {
     fn has_name_of(&self, pod: &Pod) -> bool {
         let mine = &self.desired.borrow().pod.metadata;
         mine.name == pod.metadata.name && mine.namespace == pod.metadata.namespace
+    }
+}
+
+/// Returns once every source has told what it wants; never if they are gone before.
+async fn all_seen(sources: &mut watch::Receiver<bool>) {
+    if sources.wait_for(|seen| *seen).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -6,6 +6,7 @@
 //! Rules and words are those of the kubelet's `pkg/kubelet/images/image_manager.go`.
 
 mod credentials;
+mod providers;
 mod words;
 
 use std::collections::HashMap;
@@ -26,6 +27,8 @@ use crate::events::{EventRecorder, EventType, container_field_path};
 use crate::objects::ObjectSource;
 use crate::source::parse_image_name;
 use credentials::Keyring;
+use providers::Plugins;
+pub use providers::{CredentialProviders, ProviderConfigError};
 use words::{criterion, go_duration, joined, rpc_text};
 
 /// How pulls go.
@@ -38,6 +41,8 @@ pub struct ImagePullConfig {
     pub pull_timeout: Duration,
     /// Deadline of every other call.
     pub call_timeout: Duration,
+    /// Plugins that are asked for credentials.
+    pub providers: CredentialProviders,
 }
 
 impl Default for ImagePullConfig {
@@ -46,6 +51,7 @@ impl Default for ImagePullConfig {
             max_parallel: NonZeroUsize::new(4).expect("invariant: four is not zero"),
             pull_timeout: Duration::from_secs(3600),
             call_timeout: Duration::from_secs(60),
+            providers: CredentialProviders::default(),
         }
     }
 }
@@ -71,6 +77,7 @@ pub struct ImagePuller {
     clock: Clock,
     config: ImagePullConfig,
     slots: Arc<Semaphore>,
+    plugins: Plugins,
     state: Mutex<State>,
 }
 
@@ -129,7 +136,8 @@ impl ImagePuller {
             failures: HashMap::new(),
             running: HashMap::new(),
         };
-        Self { images, objects, events, clock, config, slots, state: Mutex::new(state) }
+        let plugins = Plugins::new(config.providers.clone());
+        Self { images, objects, events, clock, config, slots, plugins, state: Mutex::new(state) }
     }
 
     /// The container's image, pulled first if its policy says so.
@@ -202,11 +210,12 @@ impl ImagePuller {
     ) -> Result<ImageRef, PullError> {
         let key = (wish.pod.metadata.uid.clone(), wish.requested.to_owned());
         self.check_backoff(wish, &key)?;
-        let keyring = match self.keyring(wish.pod) {
+        let mut keyring = match self.keyring(wish.pod) {
             Ok(keyring) => keyring,
             // Not even asked, yet it will not be better at once either.
             Err(error) => return Err(self.failed(wish, key, error, "ErrImagePull")),
         };
+        self.plugins.add_to(&mut keyring, &wish.spec.image, repository, &self.clock).await;
         self.tell(wish, EventType::Normal, "Pulling", format!("Pulling image {:?}", wish.requested));
         let start = tokio::time::Instant::now();
         let pull = self.join(wish, keyring.lookup(repository), sandbox);

@@ -59,6 +59,9 @@ pub struct KubeletConfig {
     pub clock: Clock,
     /// Statuses by pod UID as the run before this one left them: what a probe found holds until it is asked again.
     pub last_statuses: BTreeMap<Arc<str>, Arc<PodStatus>>,
+    /// Whether every source of pods has told what it wants; until then nothing is taken for unwanted. `None` when
+    /// the pods are complete from the start.
+    pub sources_seen: Option<watch::Receiver<bool>>,
 }
 
 impl KubeletConfig {
@@ -76,7 +79,14 @@ impl KubeletConfig {
             events: 1000,
             clock: Clock::system(),
             last_statuses: BTreeMap::new(),
+            sources_seen: None,
         }
+    }
+
+    /// Whether all sources were seen, as a watch in any case.
+    fn seen(&self) -> watch::Receiver<bool> {
+        // A watch whose sender is gone keeps its value.
+        self.sources_seen.clone().unwrap_or_else(|| watch::channel(true).1)
     }
 }
 
@@ -117,6 +127,8 @@ pub struct PodView {
     pub pod: Arc<Pod>,
     /// As it is.
     pub status: Arc<PodStatus>,
+    /// Nothing of it runs or is mounted, and nothing will be again.
+    pub ended: bool,
 }
 
 /// Pods and their statuses, by UID.
@@ -162,8 +174,8 @@ pub struct Kubelet {
 }
 
 impl Kubelet {
-    /// Starts on a runtime. `pods` holds the pods that should run, complete from the start: what the runtime has
-    /// and `pods` has not is removed.
+    /// Starts on a runtime. `pods` holds the pods that should run: what the runtime has and `pods` has not is
+    /// removed, once [`KubeletConfig::sources_seen`] says that it is complete.
     pub async fn start(
         config: KubeletConfig,
         runtime: Arc<dyn RuntimeService>,
@@ -172,7 +184,7 @@ impl Kubelet {
         objects: Arc<dyn ObjectSource>,
     ) -> Result<Self, StartError> {
         let events = EventRecorder::new(config.clock.clone(), config.events);
-        let changes = objects.changes();
+        let (changes, sources_seen) = (objects.changes(), config.seen());
         let mut resources = config.resources.clone();
         resources.recursive_read_only |= makes_mounts_read_only(&*runtime, &config).await?;
         let resources = PodResources::new(resources, objects.clone(), events.clone());
@@ -199,6 +211,7 @@ impl Kubelet {
             call_timeout: config.deadlines.call,
             log_root: config.resources.log_root,
             log_links: config.log_links,
+            sources_seen,
         };
         housekeeping::spawn(&mut kubelet.tasks, config.housekeeping, inputs);
         Ok(kubelet)
@@ -210,6 +223,7 @@ impl Kubelet {
         pods: watch::Receiver<PodSet>,
         parts: Parts,
     ) -> Result<Self, StartError> {
+        let sources_seen = config.seen();
         let call = runtime.version(VersionRequest { version: "0.1.0".to_owned() });
         let version = crate::pod::rpc::bounded("Version", config.deadlines.query, call).await;
         let facts = NodeFacts {
@@ -237,6 +251,7 @@ impl Kubelet {
         let dispatcher = Dispatcher::new(dispatcher::Inputs {
             node,
             pods,
+            sources_seen,
             objects: parts.changes,
             reports,
             commands: receiver,

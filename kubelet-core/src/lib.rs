@@ -10,10 +10,14 @@
 //! | probe, one per probe of a container | its schedule | `watch` of the container's present run | verdicts |
 //! | runtime watch | what the runtime listed last | events of the runtime, or listings | pulses |
 //! | publisher | the map of statuses | reports | `watch` of the map |
+//! | [`joined`]: pods of the API | which of them run here | one filtered watch | `watch` of the desired pods |
+//! | [`joined`]: writer of statuses, writer of events | what the API has | `watch` of the map, the recorder | requests |
+//! | [`objects`], one per followed object | - | its watch | `watch` of a count |
 //! | garbage collector, log rotation | what is to be cleaned up and when | statuses | - |
 //!
 //! Planning and status ([`source`]'s catalog, `pod/plan.rs`, `pod/status.rs`) are pure.
 
+pub mod admission;
 pub mod api;
 pub mod backoff;
 pub mod clock;
@@ -21,11 +25,13 @@ pub mod container_config;
 pub mod container_log;
 mod dispatcher;
 pub mod env;
+mod event_writer;
 pub mod events;
 pub mod gc;
 mod hook;
 pub mod hosts;
 pub mod image_pull;
+pub mod joined;
 pub mod kubelet;
 pub mod log_rotation;
 pub mod node;
@@ -40,5 +46,6 @@ mod runtime_watch;
 pub mod sandbox_config;
 pub mod server;
 pub mod source;
+mod status_writer;
 mod sys;
 pub mod volume;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::api::{Container, Pod, Quantity};
+use crate::api::{Container, Pod, Quantity, ResourceRequirements};
 
 /// The least CPU shares the kernel knows.
 pub const MIN_SHARES: u64 = 2;
@@ -187,6 +187,35 @@ fn limits_and<'a>(pod: &'a Pod, with_overhead: bool, each: impl FnMut(&Amounts<'
         add(&mut total, &overhead);
     }
     total
+}
+
+/// Sums of a pod as quantities, in the form of the first container's.
+fn quantities(pod: &Pod, amounts: &Amounts<'_>, kind: Kind) -> BTreeMap<String, Quantity> {
+    let quantity = |name: &str, value: i64| {
+        let lists = pod.spec.containers.iter().chain(&pod.spec.init_containers).map(|c| match kind {
+            Kind::Requests => &c.resources.requests,
+            Kind::Limits => &c.resources.limits,
+        });
+        let binary =
+            lists.filter_map(|list| list.get(name)).find(|q| !q.is_zero()).is_some_and(Quantity::is_binary);
+        let milli = if name == "cpu" { i128::from(value) } else { i128::from(value) * MILLI as i128 };
+        Quantity::canonical(milli, binary)
+    };
+    amounts.iter().map(|(name, value)| ((*name).to_owned(), quantity(name, *value))).collect()
+}
+
+/// What `status.allocatedResources` and `status.resources` of a pod say: all that it was given, and of a pod that
+/// runs what its cgroup bounds.
+pub fn status_resources(pod: &Pod, runs: bool) -> (BTreeMap<String, Quantity>, ResourceRequirements) {
+    let allocated = quantities(pod, &pod_requests(pod, true), Kind::Requests);
+    let mut limits = quantities(pod, &pod_limits(pod, true), Kind::Limits);
+    let mut requests = allocated.clone();
+    if runs {
+        let in_cgroup = |name: &String, _: &mut Quantity| matches!(name.as_str(), "cpu" | "memory");
+        requests.retain(in_cgroup);
+        limits.retain(in_cgroup);
+    }
+    (allocated, ResourceRequirements { limits, requests, ..ResourceRequirements::default() })
 }
 
 /// The limits of a pod's cgroup; `None` leaves the kernel's default.

@@ -16,6 +16,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_cri::v1::{ContainerConfig, PodSandboxConfig};
 use tokio::sync::Semaphore;
@@ -95,6 +96,7 @@ impl PodResources {
 
     /// Folders, cgroup, volumes. Idempotent; called on every sync before containers start, cheap when all is there.
     pub async fn prepare(&self, pod: &Arc<Pod>) -> Result<(), PrepareError> {
+        self.0.objects.source().settle(pod).await;
         let (inner, pod, uid) = (self.0.clone(), pod.clone(), pod.metadata.uid.clone());
         self.blocking(&uid, move || inner.prepare(&pod)).await.unwrap_or(Err(PrepareError::Interrupted))
     }
@@ -116,6 +118,7 @@ impl PodResources {
         image: &ImageRef,
         sandbox_ips: &[IpAddr],
     ) -> Result<ContainerConfig, ConfigError> {
+        self.0.objects.source().settle(pod).await;
         let (inner, pod, name, image) = (self.0.clone(), pod.clone(), name.to_owned(), image.clone());
         let (ips, uid) = (sandbox_ips.to_vec(), pod.metadata.uid.clone());
         let work = move || inner.container_config(&pod, &name, attempt, &image, ips);
@@ -124,9 +127,20 @@ impl PodResources {
 
     /// Renders the volumes of a running pod anew whose configMaps, secrets or fields changed.
     pub async fn refresh(&self, pod: &Pod) -> Result<(), PrepareError> {
+        self.0.objects.source().settle(pod).await;
         let (inner, pod) = (self.0.clone(), pod.clone());
         let uid = pod.metadata.uid.clone();
         self.blocking(&uid, move || inner.volumes(&pod)).await.unwrap_or(Err(PrepareError::Interrupted))
+    }
+
+    /// A number that changes when an object changed that the pod refers to.
+    pub fn revision(&self, pod: &Pod) -> u64 {
+        self.0.objects.source().revision(pod)
+    }
+
+    /// When (since boot) the volumes of the pod are to be rendered again for a token's sake.
+    pub fn renewal(&self, uid: &str) -> Option<Duration> {
+        self.0.objects.source().renewal(uid)
     }
 
     /// Unmounts and removes what the pod had, after its containers are gone. Idempotent; goes on after errors.

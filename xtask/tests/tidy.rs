@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const LIBRARIES: [&str; 5] = ["cri", "shim", "cluster", "runtime", "kubelet-core"];
 
 /// Files that take data and `now`, and return data.
-const PURE: [&str; 17] = [
+const PURE: [&str; 24] = [
     "kubelet-core/src/node/desired",
     "kubelet-core/src/node/plan",
     "kubelet-core/src/node/pressure",
@@ -23,6 +23,13 @@ const PURE: [&str; 17] = [
     "kubelet-core/src/qos",
     "kubelet-core/src/hosts",
     "kubelet-core/src/resolv",
+    "kubelet-core/src/admission",
+    "kubelet-core/src/objects/references",
+    "kubelet-core/src/source/api_pod.rs",
+    "kubelet-core/src/source/api_table",
+    "kubelet-core/src/status_writer/entry",
+    "kubelet-core/src/status_writer/mirrors",
+    "kubelet-core/src/status_writer/patch",
     "runtime/src/spec/",
     "runtime/src/maker/device_filter",
 ];

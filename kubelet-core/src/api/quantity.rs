@@ -3,8 +3,9 @@
 use serde::de::{Deserialize, Deserializer, Error};
 use serde::ser::{Serialize, Serializer};
 
-/// A quantity, kept as it was written, with its value in thousandths.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A quantity, kept as it was written, with its value in thousandths. Equal values are equal however they are
+/// written: an API server writes `1` for `1000m`.
+#[derive(Clone, Debug)]
 pub struct Quantity {
     text: Box<str>,
     /// Thousandths of a unit; saturates at the bounds of i128, rounds up below a thousandth.
@@ -63,11 +64,42 @@ impl Quantity {
         self.milli == other.milli
     }
 
+    /// Whether it is written in powers of 1024, such as `64Mi`.
+    pub fn is_binary(&self) -> bool {
+        self.text.ends_with('i')
+    }
+
+    /// Thousandths of a unit in the shortest form that an API server writes: with a suffix of powers of 1024 or of
+    /// 1000.
+    pub fn canonical(milli: i128, binary: bool) -> Self {
+        const BINARY: [&str; 7] = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
+        const DECIMAL: [&str; 8] = ["m", "", "k", "M", "G", "T", "P", "E"];
+        let units = milli / 1000;
+        let is_binary = binary && milli % 1000 == 0 && units.abs() >= 1024;
+        let (mut value, base, suffixes) =
+            if is_binary { (units, 1024, &BINARY[..]) } else { (milli, 1000, &DECIMAL[..]) };
+        let mut power = 0;
+        while value != 0 && value % base == 0 && power + 1 < suffixes.len() {
+            value /= base;
+            power += 1;
+        }
+        let suffix = if value == 0 { "" } else { suffixes[power] };
+        Self { text: format!("{value}{suffix}").into(), milli }
+    }
+
     /// A quantity of whole units.
     pub fn from_value(value: i64) -> Self {
         Self { text: value.to_string().into(), milli: i128::from(value) * 1000 }
     }
 }
+
+impl PartialEq for Quantity {
+    fn eq(&self, other: &Self) -> bool {
+        self.milli == other.milli
+    }
+}
+
+impl Eq for Quantity {}
 
 impl Default for Quantity {
     fn default() -> Self {

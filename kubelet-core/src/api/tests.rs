@@ -26,6 +26,23 @@ fn quantities_have_apimachinerys_values() {
 }
 
 #[test]
+fn quantities_are_written_as_an_api_server_does() {
+    for (milli, binary, text) in [
+        (250, false, "250m"),
+        (1000, false, "1"),
+        (1500, false, "1500m"),
+        (0, true, "0"),
+        (128 * 1024 * 1024 * 1000, true, "128Mi"),
+        (1088 * 1024 * 1024 * 1000, true, "1088Mi"),
+        (134_217_728_000, false, "134217728"),
+        (1_000_000_000, false, "1M"),
+        (500_000, true, "500"),
+    ] {
+        assert_eq!(Quantity::canonical(milli, binary).as_str(), text);
+    }
+}
+
+#[test]
 fn a_pod_keeps_the_fields_it_uses_through_a_round_trip() {
     let text = serde_json::json!({
         "apiVersion": "v1", "kind": "Pod",

@@ -11,9 +11,22 @@ use crate::pod::worker::Goal;
 use crate::runtime_watch::Listed;
 
 impl Dispatcher {
+    /// Looks for what nobody wants in the runtime and on disk, once it is known what everybody wants.
+    pub(super) async fn adopt_and_sweep(&mut self) -> bool {
+        if !*self.sources_seen.borrow() {
+            return false;
+        }
+        self.adopt();
+        self.sweep_disk().await;
+        true
+    }
+
     /// Begins to remove the pods that were found and are not desired; those that are get their worker with the
-    /// next reconciliation.
+    /// next reconciliation. While a source has not told what it wants, nothing is removed.
     pub(super) fn adopt(&mut self) {
+        if !*self.sources_seen.borrow() && self.stopping.is_none() {
+            return;
+        }
         let desired = self.pods.borrow().clone();
         let unwanted = self.found.pods.iter().filter(|(uid, _)| {
             !self.entries.contains_key(*uid) && (self.stopping.is_some() || !desired.contains_key(*uid))

@@ -6,6 +6,7 @@
 mod expand;
 mod fields;
 mod resource_fields;
+mod services;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -47,6 +48,12 @@ pub enum EnvError {
     /// A variable from a file in a volume.
     #[error("{0}")]
     File(String),
+    /// A configMap or secret that could not be looked up.
+    #[error("{0}")]
+    Unknown(String),
+    /// The services that every pod is told of are not known yet.
+    #[error("services have not yet been read at least once, cannot construct envvars")]
+    Services,
     /// The value cannot be one of a process.
     #[error("environment variable {0:?} has a NUL byte in its name or value")]
     Nul(String),
@@ -72,6 +79,9 @@ pub fn environment(
     container: &Container,
     inputs: &EnvInputs<'_>,
 ) -> Result<Vec<(String, String)>, EnvError> {
+    let mut of_services = Variables::default();
+    let services = inputs.objects.services(pod).ok_or(EnvError::Services)?;
+    services::service_variables(&services, |name, value| of_services.set(name, value));
     let mut variables = Variables::default();
     for source in &container.env_from {
         add_all(&mut variables, &pod.metadata.namespace, source, inputs.objects)?;
@@ -82,9 +92,14 @@ pub fn environment(
                 Some(value) => value,
                 None => continue,
             },
-            (text, _) => expand(text, |name| variables.get(name)),
+            (text, _) => expand(text, |name| variables.get(name).or_else(|| of_services.get(name))),
         };
         variables.set(variable.name.clone(), value);
+    }
+    for (name, value) in of_services.0 {
+        if variables.get(&name).is_none() {
+            variables.0.push((name, value));
+        }
     }
     match variables.0.iter().find(|(name, value)| name.contains('\0') || value.contains('\0')) {
         Some((name, _)) => Err(EnvError::Nul(name.clone())),
@@ -122,8 +137,9 @@ fn add_all(
                     variables.set(format!("{}{key}", source.prefix), value.clone());
                 }
             }
-            None if reference.optional == Some(true) => {}
-            None => return Err(EnvError::ConfigMapNotFound(reference.name.clone())),
+            None if reference.optional == Some(true)
+                && is_known(objects, "configmap", namespace, &reference.name) => {}
+            None => return Err(no_config_map(objects, namespace, &reference.name)),
         }
     } else if let Some(reference) = &source.secret_ref {
         match objects.secret(namespace, &reference.name) {
@@ -133,8 +149,9 @@ fn add_all(
                     variables.set(format!("{}{key}", source.prefix), text);
                 }
             }
-            None if reference.optional == Some(true) => {}
-            None => return Err(EnvError::SecretNotFound(reference.name.clone())),
+            None if reference.optional == Some(true)
+                && is_known(objects, "secret", namespace, &reference.name) => {}
+            None => return Err(no_secret(objects, namespace, &reference.name)),
         }
     }
     Ok(())
@@ -157,14 +174,14 @@ fn resolve(
     }
     if let Some(reference) = &source.config_map_key_ref {
         let Some(map) = inputs.objects.config_map(namespace, &reference.name) else {
-            return absent(reference, EnvError::ConfigMapNotFound(reference.name.clone()));
+            return absent(reference, no_config_map(inputs.objects, namespace, &reference.name));
         };
         let value = map.data.get(&reference.key).cloned();
         return value.map_or_else(|| no_key(reference, "ConfigMap", namespace), |value| Ok(Some(value)));
     }
     if let Some(reference) = &source.secret_key_ref {
         let Some(secret) = inputs.objects.secret(namespace, &reference.name) else {
-            return absent(reference, EnvError::SecretNotFound(reference.name.clone()));
+            return absent(reference, no_secret(inputs.objects, namespace, &reference.name));
         };
         let value = secret.data.get(&reference.key).map(|v| String::from_utf8_lossy(&v.0).into_owned());
         return value.map_or_else(|| no_key(reference, "Secret", namespace), |value| Ok(Some(value)));
@@ -175,8 +192,24 @@ fn resolve(
     Ok(Some(String::new()))
 }
 
+/// Whether an object that is not there is known not to be.
+fn is_known(objects: &dyn ObjectSource, kind: &'static str, namespace: &str, name: &str) -> bool {
+    objects.why_unknown(kind, namespace, name).is_none()
+}
+
+fn no_config_map(objects: &dyn ObjectSource, namespace: &str, name: &str) -> EnvError {
+    let why = objects.why_unknown("configmap", namespace, name);
+    why.map_or_else(|| EnvError::ConfigMapNotFound(name.to_owned()), EnvError::Unknown)
+}
+
+fn no_secret(objects: &dyn ObjectSource, namespace: &str, name: &str) -> EnvError {
+    let why = objects.why_unknown("secret", namespace, name);
+    why.map_or_else(|| EnvError::SecretNotFound(name.to_owned()), EnvError::Unknown)
+}
+
 fn absent(reference: &KeySelector, error: EnvError) -> Result<Option<String>, EnvError> {
-    if reference.optional == Some(true) { Ok(None) } else { Err(error) }
+    let is_known = !matches!(error, EnvError::Unknown(_));
+    if reference.optional == Some(true) && is_known { Ok(None) } else { Err(error) }
 }
 
 fn no_key(reference: &KeySelector, kind: &'static str, namespace: &str) -> Result<Option<String>, EnvError> {

@@ -128,8 +128,9 @@ pub enum GcError {
     Space(String),
 }
 
-/// Reads the UIDs of the pods that are wanted or still being ended.
-pub type KnownPods = Box<dyn Fn() -> Known + Send + Sync>;
+/// Reads the UIDs of the pods that are wanted or still being ended; `None` while not every source of pods has
+/// told what it wants, so that nothing may be taken for unwanted.
+pub type KnownPods = Box<dyn Fn() -> Option<Known> + Send + Sync>;
 
 /// Asks the collector to look; clones ask the same one. Never waits.
 #[derive(Clone, Debug, Default)]
@@ -210,6 +211,12 @@ impl GarbageCollector {
         let (uids_on_disk, log_folders) = (self.uids_on_disk(&mut errors), self.log_folders(&mut errors));
         let Some((containers, sandboxes)) = self.list(&mut errors).await else { return errors };
         let known = (self.known)();
+        let log_folders = if known.is_some() { log_folders } else { Vec::new() };
+        let known = known.unwrap_or_else(|| {
+            let of_runtime =
+                containers.iter().map(|c| &c.pod_uid).chain(sandboxes.iter().map(|s| &s.pod_uid));
+            of_runtime.chain(&uids_on_disk).map(|uid| Arc::from(uid.as_str())).collect()
+        });
         let now = self.clock.now().wall_nanos;
         let removals = plan::containers(&containers, &known, &self.config.policy, now);
         let mut left = containers;

@@ -67,7 +67,7 @@ impl Fixture {
             Arc::new(runtime.clone()),
             Arc::new(runtime.clone()),
             folders.clone(),
-            Box::new(move || reader.lock().unwrap().clone()),
+            Box::new(move || Some(reader.lock().unwrap().clone())),
             events.clone(),
             clock,
             config,

@@ -62,9 +62,14 @@ impl Keyring {
         };
         for (registry, entry) in entries {
             let auth = credentials(&registry, entry)?;
-            self.0.entry(key_of(&registry)).or_default().push(auth);
+            self.add(&registry, auth);
         }
         Ok(())
+    }
+
+    /// Adds one credential for a registry.
+    pub(super) fn add(&mut self, registry: &str, auth: AuthConfig) {
+        self.0.entry(key_of(registry)).or_default().push(auth);
     }
 
     /// What to ask with for an image of this registry and repository, best first.
@@ -118,6 +123,11 @@ fn key_of(registry: &str) -> String {
         .find_map(|version| path.strip_prefix(version))
         .map_or_else(|| path.to_owned(), |rest| format!("/{rest}"));
     if path == "/" { host.to_owned() } else { format!("{host}{path}") }
+}
+
+/// Whether a pattern as it stands in configurations matches a repository.
+pub(super) fn matches_registry(pattern: &str, repository: &str) -> bool {
+    matches(&key_of(pattern), repository)
 }
 
 /// Whether credentials for `key` serve a repository: the port alike, each part of the host matched, the path

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use coracle_cri::v1::{ContainerConfig, PodSandboxConfig};
@@ -53,6 +54,14 @@ impl Resources for PodResources {
 
     async fn refresh(&self, pod: &Pod) -> Result<(), StepError> {
         PodResources::refresh(self, pod).await.map_err(|error| step(error.reason(), &error))
+    }
+
+    fn revision(&self, pod: &Pod) -> u64 {
+        PodResources::revision(self, pod)
+    }
+
+    fn renewal(&self, uid: &str) -> Option<Duration> {
+        PodResources::renewal(self, uid)
     }
 
     async fn over_limit(&self, pod: &Pod) -> Vec<String> {

@@ -57,16 +57,21 @@ pub(super) struct Inputs {
     pub(super) call_timeout: Duration,
     pub(super) log_root: PathBuf,
     pub(super) log_links: Option<PathBuf>,
+    pub(super) sources_seen: watch::Receiver<bool>,
 }
 
 /// Starts the tasks.
 pub(super) fn spawn(tasks: &mut JoinSet<()>, config: HousekeepingConfig, inputs: Inputs) {
     let (pods, statuses) = (inputs.pods, inputs.statuses.clone());
     // Wanted, or of a worker that has not ended yet.
-    let known = move || -> BTreeSet<Arc<str>> {
+    let sources_seen = inputs.sources_seen;
+    let known = move || -> Option<BTreeSet<Arc<str>>> {
+        if !*sources_seen.borrow() {
+            return None;
+        }
         let mut known: BTreeSet<Arc<str>> = pods.borrow().keys().cloned().collect();
         known.extend(statuses.borrow().keys().cloned());
-        known
+        Some(known)
     };
     let gc = GcConfig {
         policy: config.gc,

@@ -20,8 +20,8 @@ pub(super) async fn run(mut reports: mpsc::UnboundedReceiver<Report>, views: wat
             let views = Arc::make_mut(views);
             for report in batch.drain(..) {
                 match report {
-                    Report::Status { pod, status } => {
-                        views.insert(pod.metadata.uid.clone(), PodView { pod, status });
+                    Report::Status { pod, status, ended } => {
+                        views.insert(pod.metadata.uid.clone(), PodView { pod, status, ended });
                     }
                     Report::Gone { uid } => {
                         views.remove(&uid);

@@ -68,6 +68,11 @@ impl Resources for Disk {
         Ok(())
     }
 
+    fn revision(&self, _pod: &Pod) -> u64 {
+        // As if every change of an object were one of this pod's.
+        u64::from(self.refreshed.load(Ordering::Relaxed)) + 1
+    }
+
     async fn over_limit(&self, _pod: &Pod) -> Vec<String> {
         self.over_limit.lock().unwrap().clone()
     }

@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use coracle_cri::v1::{ContainerConfig, PodSandboxConfig};
@@ -48,6 +49,16 @@ pub(crate) trait Resources: Send + Sync {
 
     /// Renders the volumes of a running pod anew whose sources changed.
     async fn refresh(&self, pod: &Pod) -> Result<(), StepError>;
+
+    /// A number that changes when an object changed that the pod refers to.
+    fn revision(&self, _pod: &Pod) -> u64 {
+        0
+    }
+
+    /// When (since boot) to render the pod's volumes again, if ever.
+    fn renewal(&self, _uid: &str) -> Option<Duration> {
+        None
+    }
 
     /// One message for each disk emptyDir that holds more than its sizeLimit. Walks the volumes: ask seldom.
     async fn over_limit(&self, pod: &Pod) -> Vec<String>;

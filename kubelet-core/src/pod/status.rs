@@ -17,7 +17,7 @@ use crate::clock::Now;
 use crate::pod::observation::Observation;
 use crate::pod::restart::restarts_after;
 use crate::probe::ProbeResults;
-use crate::qos::qos_class;
+use crate::qos::{qos_class, status_resources};
 
 /// All containers of a pod may bring so many bytes of termination messages (`MaxPodTerminationMessageLogLength`).
 const MESSAGE_BYTES_OF_POD: usize = 12 * 1024;
@@ -80,6 +80,10 @@ pub(crate) fn status(inputs: &Inputs<'_>) -> PodStatus {
         ephemeral_container_statuses: containers::ephemeral(inputs),
         ..PodStatus::default()
     };
+    let runs = old.is_some_and(|old| old.phase == "Running");
+    let (allocated, resources) = status_resources(pod, runs);
+    status.allocated_resources = allocated;
+    status.resources = Some(Box::new(resources));
     status.phase = next_phase(inputs, &status).to_owned();
     if old.is_some_and(|o| o.phase == status.phase) {
         // Reason and message belong to the phase and last as long as it.
@@ -96,6 +100,8 @@ pub(crate) fn status(inputs: &Inputs<'_>) -> PodStatus {
     status.conditions = conditions::conditions(inputs, &status);
     status
 }
+
+pub(crate) use conditions::is_owned as is_owned_condition;
 
 /// Whether a pod of this phase starts nothing any more.
 pub(crate) fn is_terminal_phase(phase: &str) -> bool {

@@ -57,7 +57,12 @@ pub(crate) struct Desired {
 #[derive(Clone, Debug)]
 pub(crate) enum Report {
     /// Its status changed.
-    Status { pod: Arc<Pod>, status: Arc<PodStatus> },
+    Status {
+        pod: Arc<Pod>,
+        status: Arc<PodStatus>,
+        /// Nothing of it runs or is mounted, and nothing will be again.
+        ended: bool,
+    },
     /// Nothing of it is left.
     Gone { uid: Arc<str> },
 }
@@ -102,9 +107,13 @@ pub(crate) struct Worker {
     status: Option<Arc<PodStatus>>,
     /// What stands in for `status` until there is one.
     last: Option<Arc<PodStatus>>,
+    /// Whether the pod was torn down.
+    ended: bool,
     last_plan: Option<Plan>,
     /// When to render configMaps, secrets and fields into the pod's volumes again (since boot).
     refresh_at: Option<Duration>,
+    /// Of the objects that the pod refers to, when they were looked at last.
+    revision: Option<u64>,
     /// When to look again at what the pod's volumes hold (since boot).
     usage_at: Duration,
 }
@@ -122,6 +131,10 @@ impl Worker {
     pub(crate) fn new(setup: Setup) -> Self {
         let pod = setup.desired.borrow().pod.clone();
         let (sender, probe_reports) = mpsc::unbounded_channel();
+        // What the API server was told last; after a reboot its containers are no more, but they counted.
+        let told = Some(&pod.status).filter(|status| status.start_time.is_some());
+        let told = told.map(|status| Arc::new(status.clone()));
+        let of_containers = setup.last.as_deref().or(told.as_deref().filter(|_| !setup.fresh));
         Self {
             prober: Prober::new(setup.node.clone(), sender),
             observer: Observer::new(pod.metadata.uid.clone(), setup.fresh),
@@ -133,7 +146,7 @@ impl Worker {
             objects: setup.objects,
             observed: Observation::default(),
             failures: BTreeMap::new(),
-            results: setup.last.as_deref().map(ProbeResults::of_status).unwrap_or_default(),
+            results: of_containers.map(ProbeResults::of_status).unwrap_or_default(),
             probe_reports,
             crashes: Backoff::new(BackoffPolicy::CRASH_LOOP),
             retries: Backoff::new(BackoffPolicy::RETRY),
@@ -142,10 +155,12 @@ impl Worker {
             eviction: None,
             restarting_all: false,
             status: None,
-            last: setup.last,
+            last: setup.last.or(told),
+            ended: false,
             last_plan: None,
             // What changed while no agent ran is rendered at once.
             refresh_at: (!setup.fresh).then_some(Duration::ZERO),
+            revision: None,
             usage_at: Duration::ZERO,
         }
     }
@@ -284,7 +299,10 @@ impl Worker {
         if self.status.as_deref() == Some(&status) {
             return;
         }
-        let status = Arc::new(status);
+        self.tell(Arc::new(status));
+    }
+
+    fn tell(&mut self, status: Arc<PodStatus>) {
         self.status = Some(status.clone());
         self.last = None;
         if self.pod.metadata.name.is_empty() {
@@ -292,7 +310,8 @@ impl Worker {
             return;
         }
         // The publisher outlives the workers; while the agent goes down nobody needs the status.
-        let _ = self.reports.send(Report::Status { pod: self.pod.clone(), status });
+        let ended = self.ended;
+        let _ = self.reports.send(Report::Status { pod: self.pod.clone(), status, ended });
     }
 
     /// Plans, notes which containers wait, and holds back what failed a moment ago.

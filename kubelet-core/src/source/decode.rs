@@ -282,7 +282,7 @@ fn field_path(path: &serde_ignored::Path<'_>) -> String {
 }
 
 /// Removes members that are null, which for Kubernetes is the same as not there.
-fn drop_nulls(value: &mut Value, in_text_map: bool) {
+pub(super) fn drop_nulls(value: &mut Value, in_text_map: bool) {
     match value {
         Value::Object(map) => {
             if in_text_map {

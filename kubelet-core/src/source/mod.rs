@@ -1,10 +1,14 @@
-//! Where the pods come from that this node should run: today a folder of manifests.
+//! Where the pods come from that this node should run: a folder of manifests, and the API server once joined.
 //!
 //! The agent starts a [`ManifestDir`] and hands its [`PodSet`] to the dispatcher and its [`ObjectSet`] to
 //! volumes and environment. Text becomes objects in `decode`, objects become pods as an API server and a
 //! kubelet would make them in `defaults`, `static_pod` and `validate`; `catalog` decides, without I/O, which
-//! of all files' objects count; `manifest_dir` is the only task, and the only place that touches files.
+//! of all files' objects count; `manifest_dir` is a task, and the only place that touches files. `api_pods` is the
+//! task that reads the API server's pods, `api_table` decides what this node makes of them.
 
+mod api_pod;
+mod api_pods;
+mod api_table;
 mod catalog;
 mod decode;
 mod defaults;
@@ -21,6 +25,10 @@ use std::sync::Arc;
 
 use crate::api::Pod;
 
+pub(crate) use api_pod::{HASH_ANNOTATION, MIRROR_ANNOTATION};
+pub use api_pod::{is_mirror, is_static};
+pub(crate) use api_pods::{ApiPods, Inputs as ApiPodsInputs};
+pub(crate) use api_table::{News, Part};
 pub use catalog::FileError;
 pub use decode::{DecodeError, Decoded, MAX_BYTES, Object, decode};
 pub use defaults::{default_pod, default_secret};

@@ -135,6 +135,10 @@ fn publish(
     let (name, fresh) = fresh_dir(dir)?;
     for (path, file) in payload {
         write_file(&fresh, path, &file.data, file.mode)?;
+        if let Some(owner) = file.owner {
+            let path = fresh.join(path);
+            std::os::unix::fs::chown(&path, Some(owner), None).map_err(refused("chown", &path))?;
+        }
     }
     own(&fresh).map_err(refused("set the owners in", &fresh))?;
     let new_data = dir.join(NEW_DATA);

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use crate::api::{ConfigMap, Secret};
-use crate::objects::ObjectSource;
+use crate::api::{ConfigMap, Pod, Secret, ServiceAccountTokenProjection};
+use crate::objects::{ObjectSource, Service};
 
 type Key = (String, String);
 
@@ -41,8 +41,14 @@ impl Immutables {
         PodObjects { all: self, uid }
     }
 
+    /// Where they come from.
+    pub(crate) fn source(&self) -> &dyn ObjectSource {
+        &*self.source
+    }
+
     /// The pod is gone and holds nothing any more.
     pub(crate) fn release(&self, uid: &str) {
+        self.source.release(uid);
         fn drop_user<T>(table: &mut HashMap<Key, Held<T>>, uid: &str) {
             table.retain(|_, held| !held.users.remove(uid) || !held.users.is_empty());
         }
@@ -99,5 +105,17 @@ impl ObjectSource for PodObjects<'_> {
 
     fn changes(&self) -> watch::Receiver<u64> {
         self.all.source.changes()
+    }
+
+    fn why_unknown(&self, kind: &'static str, namespace: &str, name: &str) -> Option<String> {
+        self.all.source.why_unknown(kind, namespace, name)
+    }
+
+    fn token(&self, pod: &Pod, source: &ServiceAccountTokenProjection) -> Option<Result<Arc<str>, String>> {
+        self.all.source.token(pod, source)
+    }
+
+    fn services(&self, pod: &Pod) -> Option<Vec<Service>> {
+        self.all.source.services(pod)
     }
 }

@@ -44,6 +44,9 @@ pub enum VolumeError {
     /// A secret that is not optional is not there.
     #[error("secret {0:?} not found")]
     SecretNotFound(String),
+    /// A configMap or secret that could not be looked up, or a token that could not be had.
+    #[error("{0}")]
+    Unknown(String),
     /// The configMap lacks a key that is asked for.
     #[error("configmap references non-existent config key: {0}")]
     NoConfigKey(String),

@@ -4,6 +4,7 @@
 //! volume; [`super::atomic`] makes the disk equal to it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::{Source, VolumeError};
 use crate::api::{
@@ -20,6 +21,8 @@ const DEFAULT_MODE: i32 = 0o644;
 pub(crate) struct File {
     pub data: Vec<u8>,
     pub mode: u32,
+    /// Who owns it, if not root.
+    pub owner: Option<u32>,
 }
 
 /// Files by path below the volume's root.
@@ -35,12 +38,12 @@ pub(crate) fn plan(
     match source {
         Source::ConfigMap(source) => {
             let optional = source.optional == Some(true);
-            let map = objects.config_map(namespace, &source.name);
+            let map = look_up_config_map(objects, namespace, &source.name)?;
             config_map(map.as_deref(), &source.name, &source.items, mode(source.default_mode), optional)
         }
         Source::Secret(source) => {
             let optional = source.optional == Some(true);
-            let held = objects.secret(namespace, &source.secret_name);
+            let held = look_up_secret(objects, namespace, &source.secret_name)?;
             secret(held.as_deref(), &source.secret_name, &source.items, mode(source.default_mode), optional)
         }
         Source::DownwardApi(source) => {
@@ -48,6 +51,34 @@ pub(crate) fn plan(
         }
         Source::Projected(source) => projected(pod, source, objects, allocatable),
         Source::EmptyDir(_) | Source::HostPath(_) | Source::Unsupported { .. } => Ok(Payload::new()),
+    }
+}
+
+/// The configMap, `None` if there is none, an error if that is not known.
+fn look_up_config_map(
+    objects: &dyn ObjectSource,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<Arc<ConfigMap>>, VolumeError> {
+    let found = objects.config_map(namespace, name);
+    let unknown = || objects.why_unknown("configmap", namespace, name);
+    match found {
+        None => unknown().map_or(Ok(None), |why| Err(VolumeError::Unknown(why))),
+        found => Ok(found),
+    }
+}
+
+/// The secret, as for a configMap.
+fn look_up_secret(
+    objects: &dyn ObjectSource,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<Arc<Secret>>, VolumeError> {
+    let found = objects.secret(namespace, name);
+    let unknown = || objects.why_unknown("secret", namespace, name);
+    match found {
+        None => unknown().map_or(Ok(None), |why| Err(VolumeError::Unknown(why))),
+        found => Ok(found),
     }
 }
 
@@ -102,7 +133,7 @@ fn pick<'a>(
     default_mode: u32,
     optional: bool,
 ) -> Result<Payload, String> {
-    let file = |data: &[u8], mode| File { data: data.to_owned(), mode };
+    let file = |data: &[u8], mode| File { data: data.to_owned(), mode, owner: None };
     if items.is_empty() {
         let files = keys.filter_map(|key| Some((key.clone(), file(value(key)?, default_mode))));
         return Ok(files.collect());
@@ -137,7 +168,7 @@ fn downward_api(
             String::new()
         };
         let mode = item.mode.map_or(default_mode, |own| mode(Some(own)));
-        payload.insert(item.path.clone(), File { data: text.into_bytes(), mode });
+        payload.insert(item.path.clone(), File { data: text.into_bytes(), mode, owner: None });
     }
     Ok(payload)
 }
@@ -165,19 +196,44 @@ fn one_projection(
 ) -> Result<Payload, VolumeError> {
     let namespace = &pod.metadata.namespace;
     if let Some(source) = &projection.secret {
-        let held = objects.secret(namespace, &source.name);
+        let held = look_up_secret(objects, namespace, &source.name)?;
         secret(held.as_deref(), &source.name, &source.items, default_mode, source.optional == Some(true))
     } else if let Some(source) = &projection.config_map {
-        let map = objects.config_map(namespace, &source.name);
+        let map = look_up_config_map(objects, namespace, &source.name)?;
         config_map(map.as_deref(), &source.name, &source.items, default_mode, source.optional == Some(true))
     } else if let Some(source) = &projection.downward_api {
         downward_api(pod, &source.items, default_mode, allocatable)
+    } else if let Some(source) = &projection.service_account_token
+        && let Some(token) = objects.token(pod, source)
+    {
+        let token = token.map_err(VolumeError::Unknown)?;
+        let file = token_file(pod, &token, default_mode);
+        Ok(Payload::from([(source.path.clone(), file)]))
     } else if let Some(what) = cluster_source(projection) {
         let cure = "only a cluster's API server gives it out; remove the source from the volume";
         Err(VolumeError::Unsupported { what, cure })
     } else {
         Ok(Payload::new())
     }
+}
+
+/// A token is for the pod's one user alone, or for its group; the ownership of volumes adds the group.
+fn token_file(pod: &Pod, token: &str, default_mode: u32) -> File {
+    let owner = only_user(pod);
+    let has_group = pod.spec.security_context.as_ref().is_some_and(|context| context.fs_group.is_some());
+    let mode = if owner.is_some() || has_group { 0o600 } else { default_mode };
+    File { data: token.as_bytes().to_vec(), mode, owner }
+}
+
+/// The user that every container of the pod runs as, if they all name the same one (the kubelet's `FsUserFrom`).
+fn only_user(pod: &Pod) -> Option<u32> {
+    let of_pod = pod.spec.security_context.as_ref().and_then(|context| context.run_as_user);
+    let mut users = pod.all_containers().map(|container| {
+        let own = container.security_context.as_ref().and_then(|context| context.run_as_user);
+        own.or(of_pod)
+    });
+    let first = users.next()??;
+    users.all(|user| user == Some(first)).then(|| u32::try_from(first).ok()).flatten()
 }
 
 fn cluster_source(projection: &VolumeProjection) -> Option<&'static str> {

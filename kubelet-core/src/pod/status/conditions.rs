@@ -15,6 +15,11 @@ const SCHEDULED: &str = "PodScheduled";
 const RESTARTING: &str = "AllContainersRestarting";
 const OWNED: [&str; 6] = [READY_TO_START, INITIALIZED, READY, CONTAINERS_READY, SCHEDULED, RESTARTING];
 
+/// Whether the node alone writes a condition.
+pub(crate) fn is_owned(r#type: &str) -> bool {
+    OWNED.contains(&r#type)
+}
+
 /// All conditions, those of others first.
 pub(super) fn conditions(inputs: &Inputs<'_>, status: &PodStatus) -> Vec<PodCondition> {
     let pod = inputs.pod;

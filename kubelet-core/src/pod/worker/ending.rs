@@ -37,7 +37,8 @@ impl Worker {
         if let Some(status) = self.status.as_deref() {
             let mut last = status.clone();
             status::finish(&self.pod, &mut last);
-            self.publish(last);
+            self.ended = true;
+            self.tell(Arc::new(last));
         }
         self.until_removed().await?;
         self.remove_all().await

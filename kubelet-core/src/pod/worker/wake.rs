@@ -43,10 +43,11 @@ impl Worker {
     /// Waits for a reason to look again, at most until `until` (since boot). Without one the pod costs nothing.
     pub(super) async fn wait(&mut self, until: Option<Duration>) {
         let now = self.node.clock.now().boot;
-        if self.refresh_at.is_some_and(|at| at <= now) {
+        let renewal = self.renewal();
+        if self.refresh_at.into_iter().chain(renewal).any(|at| at <= now) {
             return Box::pin(self.refresh()).await;
         }
-        let until = until.into_iter().chain(self.refresh_at).min();
+        let until = until.into_iter().chain(self.refresh_at).chain(renewal).min();
         let bell = self.bell.clone();
         let pause = async {
             match until {
@@ -63,12 +64,34 @@ impl Worker {
             },
             () = bell.rung() => {}
             received = self.probe_reports.recv() => report = received,
-            () = changed(&mut self.objects), if self.has_rendered_volumes() => self.refresh_at = Some(now),
+            () = changed(&mut self.objects), if self.waits_for_objects() => self.objects_changed(now),
             () = pause => {}
         }
         if let Some(report) = report {
             self.apply_probe(&report);
         }
+    }
+
+    /// When a token that the pod mounts is to be renewed (since boot); after each rendering it lies ahead.
+    fn renewal(&self) -> Option<Duration> {
+        let is_read = self.has_rendered_volumes() && self.observed.ready_sandbox().is_some();
+        is_read.then(|| self.node.resources.renewal(&self.pod.metadata.uid)).flatten()
+    }
+
+    /// Whether a changed object may matter: to a volume, or to a step that failed.
+    fn waits_for_objects(&self) -> bool {
+        self.has_rendered_volumes() || !self.held.is_empty()
+    }
+
+    /// Renders volumes anew and tries again what failed, if it was an object that this pod refers to.
+    fn objects_changed(&mut self, now: Duration) {
+        let revision = self.node.resources.revision(&self.pod);
+        if self.revision == Some(revision) {
+            return;
+        }
+        self.revision = Some(revision);
+        self.refresh_at = Some(now);
+        self.held.clear();
     }
 
     /// Whether the pod mounts what may change under it.
@@ -89,6 +112,8 @@ impl Worker {
             // Nobody reads them; what starts next prepares them first.
             return;
         }
+        // Read before: what changes meanwhile is rendered by the next turn.
+        self.revision = Some(self.node.resources.revision(&self.pod));
         let refreshed = self.node.resources.refresh(&self.pod).await;
         if refreshed.is_ok() {
             self.retries.reset(&key);

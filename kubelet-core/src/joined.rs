@@ -1,0 +1,193 @@
+//! A node that has joined a cluster: pods from its API server, statuses and events to it.
+//!
+//! A program starts [`Joined`] before its [`Kubelet`](crate::kubelet::Kubelet), which reads pods and objects from it, and lets it follow the
+//! kubelet afterwards. It owns the tasks that speak with the API server about pods; dropping it ends them and leaves
+//! the pods as they are. With no API server in reach the pods of the folder run, what runs goes on, and nothing is
+//! removed.
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::sync::Arc;
+
+use coracle_cluster::{Change, Cluster, Object, Resource, Scope};
+use futures_util::StreamExt as _;
+use serde::Deserialize;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::admission::{NodeView, Taint};
+use crate::api::Quantity;
+use crate::clock::Clock;
+use crate::kubelet::Kubelet;
+use crate::objects::ApiObjects;
+use crate::source::{ApiPods, ApiPodsInputs, News, PodSet};
+use crate::{event_writer, status_writer};
+
+/// What a joined node is made of.
+#[derive(Clone)]
+pub struct JoinedConfig {
+    /// The API.
+    pub cluster: Cluster,
+    /// Name of this node's object.
+    pub node_name: String,
+    /// Pods of this node alone, mostly of a manifest folder.
+    pub static_pods: watch::Receiver<PodSet>,
+    /// The node as the API has it, which admission asks and mirrors belong to: see [`watch_node`].
+    pub node: watch::Receiver<Option<Arc<NodeView>>>,
+    /// What tells the time.
+    pub clock: Clock,
+}
+
+/// The part of a node that speaks with the API server about pods.
+///
+/// ```no_run
+/// # use std::sync::Arc;
+/// # use coracle_cri::{ImageService, RuntimeService};
+/// # use coracle_kubelet_core::clock::Clock;
+/// use coracle_kubelet_core::joined::{Joined, JoinedConfig, watch_node};
+/// use coracle_kubelet_core::kubelet::{Kubelet, KubeletConfig};
+/// use coracle_kubelet_core::resources::PodResourcesConfig;
+///
+/// # async fn example(cluster: coracle_cluster::Cluster, runtime: Arc<dyn RuntimeService>, images: Arc<dyn ImageService>) -> Result<(), Box<dyn std::error::Error>> {
+/// let (node, watching) = watch_node(cluster.clone(), "gateway-7".into());
+/// tokio::spawn(watching);
+/// let no_folder = tokio::sync::watch::channel(Default::default()).1;
+/// let clock = Clock::system();
+/// let node_name = "gateway-7".to_owned();
+/// let mut joined = Joined::start(JoinedConfig { cluster, node_name, static_pods: no_folder, node, clock });
+/// let mut config = KubeletConfig::new(PodResourcesConfig::new("/var/lib/kubelet"));
+/// config.sources_seen = Some(joined.sources_seen());
+/// let kubelet = Kubelet::start(config, runtime, images, joined.pods(), joined.objects()).await?;
+/// joined.follow(&kubelet);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Joined {
+    config: JoinedConfig,
+    pods: ApiPods,
+    objects: Arc<ApiObjects>,
+    /// Until somebody follows the kubelet.
+    news: Option<mpsc::UnboundedReceiver<News>>,
+    tasks: JoinSet<()>,
+}
+
+impl Joined {
+    /// Begins to read pods. Call it within a tokio runtime.
+    pub fn start(config: JoinedConfig) -> Self {
+        let (pods, news) = ApiPods::start(ApiPodsInputs {
+            cluster: config.cluster.clone(),
+            node_name: config.node_name.clone(),
+            statics: config.static_pods.clone(),
+            node: config.node.clone(),
+            clock: config.clock.clone(),
+        });
+        let objects = Arc::new(ApiObjects::new(config.cluster.clone(), config.clock.clone()));
+        Self { config, pods, objects, news: Some(news), tasks: JoinSet::new() }
+    }
+
+    /// The pods that should run.
+    pub fn pods(&self) -> watch::Receiver<PodSet> {
+        self.pods.pods.clone()
+    }
+
+    /// Whether those are all: for [`KubeletConfig::sources_seen`](crate::kubelet::KubeletConfig::sources_seen).
+    pub fn sources_seen(&self) -> watch::Receiver<bool> {
+        self.pods.seen.clone()
+    }
+
+    /// What pods refer to.
+    pub fn objects(&self) -> Arc<ApiObjects> {
+        self.objects.clone()
+    }
+
+    /// Tells the API server what the kubelet observes from now on. Further calls do nothing.
+    pub fn follow(&mut self, kubelet: &Kubelet) {
+        let Some(news) = self.news.take() else { return };
+        let config = &self.config;
+        self.tasks.spawn(status_writer::run(status_writer::Inputs {
+            cluster: config.cluster.clone(),
+            clock: config.clock.clone(),
+            events: kubelet.events().clone(),
+            news,
+            statuses: kubelet.statuses(),
+            statics: config.static_pods.clone(),
+            node: config.node.clone(),
+        }));
+        let (cluster, events) = (config.cluster.clone(), kubelet.events().clone());
+        self.tasks.spawn(event_writer::run(cluster, events, config.node_name.clone(), config.clock.clone()));
+    }
+}
+
+impl std::fmt::Debug for Joined {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Joined").field("node", &self.config.node_name).finish_non_exhaustive()
+    }
+}
+
+/// The node's object, as far as pods depend on it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ApiNode {
+    metadata: ApiNodeMetadata,
+    spec: ApiNodeSpec,
+    status: ApiNodeStatus,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ApiNodeMetadata {
+    name: String,
+    uid: String,
+    labels: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ApiNodeSpec {
+    taints: Option<Vec<Taint>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ApiNodeStatus {
+    allocatable: BTreeMap<String, Quantity>,
+}
+
+impl Object for ApiNode {
+    const RESOURCE: Resource = Resource::cluster_wide("", "v1", "nodes", "Node");
+}
+
+impl From<ApiNode> for NodeView {
+    fn from(node: ApiNode) -> Self {
+        Self {
+            name: node.metadata.name,
+            uid: node.metadata.uid,
+            labels: node.metadata.labels,
+            taints: node.spec.taints.unwrap_or_default(),
+            allocatable: node.status.allocatable,
+        }
+    }
+}
+
+/// Follows the node's object, for programs that do not keep it themselves: the view, and the task that keeps it.
+pub fn watch_node(
+    cluster: Cluster,
+    node_name: String,
+) -> (watch::Receiver<Option<Arc<NodeView>>>, impl Future<Output = ()> + Send + 'static) {
+    let (sender, receiver) = watch::channel(None);
+    let task = async move {
+        let mut changes = pin!(cluster.watch::<ApiNode>(Scope::all().named(&node_name)));
+        while let Some(change) = changes.next().await {
+            let (Change::Listed(node) | Change::Applied(node)) = change else { continue };
+            let view = NodeView::from(node);
+            sender.send_if_modified(|current: &mut Option<Arc<NodeView>>| {
+                let differs = current.as_deref() != Some(&view);
+                if differs {
+                    *current = Some(Arc::new(view));
+                }
+                differs
+            });
+        }
+    };
+    (receiver, task)
+}

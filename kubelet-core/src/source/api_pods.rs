@@ -1,0 +1,129 @@
+//! Pods from the API server and from the manifest folder as one set.
+//!
+//! One task, started and owned by [`ApiPods`]. It reads one filtered watch of pods, and publishes:
+//!
+//! | channel | from | to |
+//! |---|---|---|
+//! | `watch<PodSet>` | this task | dispatcher |
+//! | `watch<bool>`: all sources were seen | this task | dispatcher, garbage collector |
+//! | [`News`] | this task | writer of statuses |
+//!
+//! Until the first list came, pods of the folder run and nothing is removed: the API server may want it. While the
+//! API server is away the last word stands.
+
+use std::pin::pin;
+use std::sync::Arc;
+
+use coracle_cluster::{Cluster, Scope};
+use futures_util::StreamExt as _;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::PodSet;
+use super::api_pod::ApiPod;
+use super::api_table::{News, Table};
+use crate::admission::NodeView;
+use crate::clock::Clock;
+
+/// What the source reads.
+pub(crate) struct Inputs {
+    pub(crate) cluster: Cluster,
+    pub(crate) node_name: String,
+    /// Pods of this node alone.
+    pub(crate) statics: watch::Receiver<PodSet>,
+    /// The node as the API has it, once known.
+    pub(crate) node: watch::Receiver<Option<Arc<NodeView>>>,
+    pub(crate) clock: Clock,
+}
+
+/// A running source. Dropping it ends its task; the pods run on.
+#[derive(Debug)]
+pub(crate) struct ApiPods {
+    pub(crate) pods: watch::Receiver<PodSet>,
+    pub(crate) seen: watch::Receiver<bool>,
+    task: JoinHandle<()>,
+}
+
+impl ApiPods {
+    /// Starts reading; the pods of the folder are there at once.
+    pub(crate) fn start(inputs: Inputs) -> (Self, mpsc::UnboundedReceiver<News>) {
+        let (pods, pods_receiver) = watch::channel(inputs.statics.borrow().clone());
+        let (seen, seen_receiver) = watch::channel(false);
+        let (news, news_receiver) = mpsc::unbounded_channel();
+        let task = Task { table: Table::default(), statics: inputs.statics.clone(), pods, seen, news };
+        let task = tokio::spawn(task.run(inputs));
+        (Self { pods: pods_receiver, seen: seen_receiver, task }, news_receiver)
+    }
+}
+
+impl Drop for ApiPods {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Task {
+    table: Table,
+    statics: watch::Receiver<PodSet>,
+    pods: watch::Sender<PodSet>,
+    seen: watch::Sender<bool>,
+    news: mpsc::UnboundedSender<News>,
+}
+
+impl Task {
+    async fn run(mut self, inputs: Inputs) {
+        let scope = Scope::all().fields(format!("spec.nodeName={}", inputs.node_name));
+        let mut changes = pin!(inputs.cluster.watch::<ApiPod>(scope));
+        let mut node = inputs.node;
+        let mut statics = inputs.statics;
+        let (mut folder_lives, mut node_lives) = (true, true);
+        loop {
+            tokio::select! {
+                // The stream keeps its place and watches keep their last value while another arm wins.
+                change = changes.next() => match change {
+                    Some(change) => {
+                        let seen = jiff_now(&inputs.clock);
+                        let news = self.table.apply(change, &seen);
+                        self.tell(news);
+                    }
+                    None => return,
+                },
+                changed = statics.changed(), if folder_lives => folder_lives = changed.is_ok(),
+                changed = node.changed(), if node_lives => node_lives = changed.is_ok(),
+            }
+            let view = node.borrow_and_update().clone();
+            statics.borrow_and_update();
+            let admitted = self.table.admit(view.as_deref(), &self.statics.borrow().clone());
+            self.tell(admitted);
+            self.publish();
+        }
+    }
+
+    fn tell(&self, news: Vec<News>) {
+        for news in news {
+            // Without a writer, as while the agent goes, nobody needs to know.
+            let _ = self.news.send(news);
+        }
+    }
+
+    fn publish(&self) {
+        let desired = self.table.desired(&self.statics.borrow().clone());
+        self.pods.send_if_modified(|pods| {
+            let same = pods.len() == desired.len()
+                && pods.iter().zip(&desired).all(|((a, pod), (b, other))| a == b && Arc::ptr_eq(pod, other));
+            if !same {
+                *pods = Arc::new(desired);
+            }
+            !same
+        });
+        // After the pods, so that whoever hears of it finds them.
+        let settled = self.table.is_settled();
+        self.seen.send_if_modified(|seen| !std::mem::replace(seen, *seen || settled) && *seen);
+    }
+}
+
+/// Now as `kubernetes.io/config.seen` has it.
+fn jiff_now(clock: &Clock) -> String {
+    let nanos = i128::from(clock.now().wall_nanos);
+    jiff::Timestamp::from_nanosecond(nanos).map(|time| time.to_string()).unwrap_or_default()
+}

@@ -1,0 +1,235 @@
+//! The pods of the API that are bound to this node, and what this node makes of each.
+//!
+//! Owned by the task in `api_pods`; pure. A pod runs here unless it is a mirror of a static pod, was not admitted, or
+//! ended before it ran. What only the status says does not reach a worker, which knows it better: a pod handed to a
+//! worker is replaced only when something else changed.
+//!
+//! ```text
+//! listed ─► New ─► admitted ─► Runs          (a worker has it until it is gone from the API)
+//!            │  └► not admitted, or ended ─► Idle   (nothing runs; its status is written once)
+//!            └► annotation config.mirror ─► Mirror
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use coracle_cluster::Change;
+
+use super::PodSet;
+use super::api_pod::{ApiPod, BadPod, SEEN_ANNOTATION, SOURCE_ANNOTATION, is_mirror};
+use crate::admission::{NodeView, Rejection, reject};
+use crate::api::{Pod, PodCondition};
+use crate::pod::status::{is_owned_condition, is_terminal_phase};
+
+/// What a pod of the API is to this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// A worker has it.
+    Runs,
+    /// Nothing of it runs: it was not admitted, or had ended before it ran.
+    Idle(Option<Rejection>),
+    /// It shows a static pod.
+    Mirror,
+}
+
+/// What the writer of statuses hears of the API.
+#[derive(Clone, Debug)]
+pub(crate) enum News {
+    /// A pod as it is served now.
+    Seen {
+        /// With its status.
+        pod: Arc<Pod>,
+        /// What it is here.
+        part: Part,
+    },
+    /// A pod is gone from the API.
+    Gone {
+        /// Which.
+        uid: Arc<str>,
+    },
+    /// All pods were told of once.
+    Complete,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// As the worker knows it.
+    pod: Arc<Pod>,
+    /// None until it is admitted or not.
+    part: Option<Part>,
+}
+
+/// The pods of the API.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    pods: BTreeMap<Arc<str>, Entry>,
+    /// UIDs of the list that is being read.
+    listing: Option<BTreeSet<Arc<str>>>,
+    /// Whether a list was read whole.
+    complete: bool,
+    /// Pods that cannot be read, by UID, with why: each is told once.
+    bad: BTreeMap<String, String>,
+}
+
+impl Table {
+    /// Takes over one change of the watch; `seen` is the time of now for pods that are new.
+    pub(crate) fn apply(&mut self, change: Change<ApiPod>, seen: &str) -> Vec<News> {
+        match change {
+            Change::Restart => {
+                self.listing = Some(BTreeSet::new());
+                Vec::new()
+            }
+            Change::Listed(pod) | Change::Applied(pod) => self.put(pod, seen).into_iter().collect(),
+            Change::Deleted(ApiPod(pod)) => {
+                let uid = match pod {
+                    Ok(pod) => pod.metadata.uid.clone(),
+                    Err(bad) => Arc::from(bad.uid),
+                };
+                self.remove(uid).into_iter().collect()
+            }
+            Change::Ready => self.end_list(),
+        }
+    }
+
+    fn end_list(&mut self) -> Vec<News> {
+        let mut news = Vec::new();
+        if let Some(listed) = self.listing.take() {
+            let gone: Vec<Arc<str>> =
+                self.pods.keys().filter(|uid| !listed.contains(*uid)).cloned().collect();
+            news.extend(gone.into_iter().filter_map(|uid| self.remove(uid)));
+        }
+        if !std::mem::replace(&mut self.complete, true) {
+            news.push(News::Complete);
+        }
+        news
+    }
+
+    fn remove(&mut self, uid: Arc<str>) -> Option<News> {
+        self.bad.remove(&*uid);
+        self.pods.remove(&uid).map(|_| News::Gone { uid })
+    }
+
+    fn put(&mut self, ApiPod(pod): ApiPod, seen: &str) -> Option<News> {
+        let pod = match pod {
+            Ok(pod) => pod,
+            Err(bad) => {
+                self.note_bad(bad);
+                return None;
+            }
+        };
+        let uid = pod.metadata.uid.clone();
+        if let Some(listed) = &mut self.listing {
+            listed.insert(uid.clone());
+        }
+        self.bad.remove(&*uid);
+        let served = self.annotated(*pod, seen);
+        let mirror = is_mirror(&served).then_some(Part::Mirror);
+        let entry = self.pods.entry(uid).or_insert_with(|| Entry { pod: served.clone(), part: mirror });
+        if !Arc::ptr_eq(&entry.pod, &served) && matters(&entry.pod, &served) {
+            entry.pod = served.clone();
+        }
+        entry.part.clone().map(|part| News::Seen { pod: served, part })
+    }
+
+    /// Says where the pod came from and when it was seen first, as a kubelet does; the API may not claim otherwise.
+    fn annotated(&self, mut pod: Pod, seen: &str) -> Arc<Pod> {
+        let first_seen = self.pods.get(&pod.metadata.uid);
+        let first_seen = first_seen.and_then(|entry| entry.pod.metadata.annotations.get(SEEN_ANNOTATION));
+        if !is_mirror(&pod) {
+            let seen = first_seen.cloned().unwrap_or_else(|| seen.to_owned());
+            pod.metadata.annotations.insert(SEEN_ANNOTATION.to_owned(), seen);
+            pod.metadata.annotations.insert(SOURCE_ANNOTATION.to_owned(), "api".to_owned());
+        }
+        Arc::new(pod)
+    }
+
+    /// A pod that cannot be read stays what it was; it is told once.
+    fn note_bad(&mut self, bad: BadPod) {
+        if let Some(listed) = &mut self.listing {
+            listed.insert(Arc::from(bad.uid.as_str()));
+        }
+        if self.bad.get(&bad.uid) != Some(&bad.error) {
+            tracing::error!(
+                pod = format!("{}/{}", bad.namespace, bad.name),
+                error = bad.error,
+                "a pod of the API server cannot be read and stays as it was; mend or delete it"
+            );
+            self.bad.insert(bad.uid, bad.error);
+        }
+    }
+
+    /// Decides about new pods, oldest first, once all are known. A pod that this node took before it lost its memory
+    /// is not asked again; others wait while the node itself is not known.
+    pub(crate) fn admit(&mut self, node: Option<&NodeView>, statics: &PodSet) -> Vec<News> {
+        if !self.complete || self.listing.is_some() {
+            return Vec::new();
+        }
+        let new = self.pods.iter().filter(|(_, entry)| entry.part.is_none());
+        let mut new: Vec<_> = new
+            .map(|(uid, entry)| {
+                let metadata = &entry.pod.metadata;
+                (metadata.creation_timestamp, metadata.namespace.clone(), metadata.name.clone(), uid.clone())
+            })
+            .collect();
+        new.sort_unstable();
+        let mut news = Vec::with_capacity(new.len());
+        for (.., uid) in new {
+            let Some(part) = self.part_of(&uid, node, statics) else { continue };
+            if let Some(entry) = self.pods.get_mut(&uid) {
+                entry.part = Some(part.clone());
+                news.push(News::Seen { pod: entry.pod.clone(), part });
+            }
+        }
+        news
+    }
+
+    fn part_of(&self, uid: &Arc<str>, node: Option<&NodeView>, statics: &PodSet) -> Option<Part> {
+        let pod = &self.pods.get(uid)?.pod;
+        let status = &pod.status;
+        if is_terminal_phase(&status.phase) {
+            let ran = !status.container_statuses.is_empty() || !status.init_container_statuses.is_empty();
+            return Some(if ran { Part::Runs } else { Part::Idle(None) });
+        }
+        if status.start_time.is_some() || pod.metadata.deletion_timestamp.is_some() {
+            return Some(Part::Runs);
+        }
+        let running =
+            self.pods.values().filter(|entry| entry.part == Some(Part::Runs)).map(|entry| &entry.pod);
+        let others = statics.values().chain(running).map(|pod| &**pod);
+        let others: Vec<&Pod> = others.filter(|pod| !is_terminal_phase(&pod.status.phase)).collect();
+        Some(reject(pod, node?, &others).map_or(Part::Runs, |rejection| Part::Idle(Some(rejection))))
+    }
+
+    /// Whether every source was heard and every pod decided about: what is not wanted now is not wanted.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.complete && self.pods.values().all(|entry| entry.part.is_some())
+    }
+
+    /// The pods that should run, with those of this node alone.
+    pub(crate) fn desired(&self, statics: &PodSet) -> BTreeMap<Arc<str>, Arc<Pod>> {
+        let mut desired = (**statics).clone();
+        let runs = self.pods.iter().filter(|(_, entry)| entry.part == Some(Part::Runs));
+        desired.extend(runs.map(|(uid, entry)| (uid.clone(), entry.pod.clone())));
+        desired
+    }
+}
+
+/// Whether a worker has to know of the difference: anything but what the node itself wrote into the status.
+fn matters(old: &Pod, new: &Pod) -> bool {
+    let (a, b) = (&old.metadata, &new.metadata);
+    let foreign = |pod: &Pod| -> Vec<PodCondition> {
+        pod.status.conditions.iter().filter(|c| !is_owned_condition(&c.r#type)).cloned().collect()
+    };
+    let ended = |pod: &Pod| is_terminal_phase(&pod.status.phase);
+    a.labels != b.labels
+        || a.annotations != b.annotations
+        || a.deletion_timestamp != b.deletion_timestamp
+        || a.deletion_grace_period_seconds != b.deletion_grace_period_seconds
+        || a.generation != b.generation
+        || old.spec != new.spec
+        || ended(old) != ended(new)
+        || foreign(old) != foreign(new)
+}
+
+#[cfg(test)]
+mod tests;
