@@ -168,7 +168,7 @@ impl World {
         let status = ContainerStatus { name: "app".into(), container_id: id, state, ..Default::default() };
         let status =
             PodStatus { phase: "Running".into(), container_statuses: vec![status], ..Default::default() };
-        let view = PodView { pod: Arc::new(pod), status: Arc::new(status) };
+        let view = PodView { pod: Arc::new(pod), status: Arc::new(status), ended: false };
         self.pods.send_replace(Arc::new(BTreeMap::from([("uid-1".into(), view)])));
     }
 
