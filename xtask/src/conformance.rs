@@ -73,14 +73,19 @@ fn parse<'a>(words: &[&'a str]) -> Result<Request<'a>> {
     let name = focus.unwrap_or("pods");
     let expression = match focus {
         None => PODS.to_owned(),
-        Some(group) if group.starts_with("sig-") => format!(r"\[{group}\]"),
+        Some(group) if group.starts_with("sig-") && group.chars().all(is_plain) => format!(r"\[{group}\]"),
         Some(expression) => expression.to_owned(),
     };
-    let plain = |letter: char| if letter.is_ascii_alphanumeric() { letter } else { '-' };
+    let separated = |letter: char| if is_plain(letter) { letter } else { '-' };
     let name: Vec<String> =
-        name.chars().map(plain).collect::<String>().split('-').map(str::to_owned).collect();
+        name.chars().map(separated).collect::<String>().split('-').map(str::to_owned).collect();
     let name = name.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-");
     Ok(Request { name, focus: expression, nodes, processes, kinds })
+}
+
+/// Whether a letter means itself in an expression.
+fn is_plain(letter: char) -> bool {
+    letter.is_ascii_alphanumeric() || letter == '-'
 }
 
 /// Runs the specs on a cluster of that kind of nodes.
@@ -113,7 +118,12 @@ fn specs(kubeconfig: &Path, kind: &str, request: &Request<'_>) -> Result<Value> 
     let kubectl = peers.program("control-plane")?.with_file_name("kubectl");
     // The exit status says that a spec failed, which the report tells by name.
     Command::new(peers.program("ginkgo")?)
-        .args(["--no-color", "--timeout=3h", "--label-filter=Conformance || NodeConformance"])
+        .args([
+            "--no-color",
+            "--silence-skips",
+            "--timeout=3h",
+            "--label-filter=Conformance || NodeConformance",
+        ])
         .arg(format!("--procs={}", request.processes))
         .arg(format!("--focus={}", request.focus))
         .arg(format!("--output-dir={}", folder.display()))

@@ -147,7 +147,11 @@ fn build(go: &Path, module: &Module, product: &Product, folder: &Path) -> Result
         }
         Compiler::Go | Compiler::GoTest | Compiler::Cgo => {
             let mut command = go::command(go);
-            command.args(if product.compiler == Compiler::GoTest { &["test", "-c"][..] } else { &["build"] });
+            command.args(if product.compiler == Compiler::GoTest {
+                &["test", "-c", "-vet=off"][..]
+            } else {
+                &["build"]
+            });
             command.args([
                 "-trimpath",
                 "-buildvcs=false",
