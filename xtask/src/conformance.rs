@@ -57,7 +57,7 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
 }
 
 fn parse<'a>(words: &[&'a str]) -> Result<Request<'a>> {
-    let (mut focus, mut nodes, mut processes, mut kinds) = (None, 1, "4", vec!["reference", "coracle"]);
+    let (mut focus, mut nodes, mut processes, mut kinds) = (None, 1, "8", vec!["reference", "coracle"]);
     let mut rest = words.iter();
     while let Some(flag) = rest.next() {
         let value = *rest.next().with_context(|| format!("{flag} wants a value"))?;
