@@ -4,38 +4,8 @@
 //! Called by the reader of the API's pods for each new one; pure. Order, reasons and texts are those of the kubelet's
 //! `lifecycle/predicate.go` and of the scheduler's plugins that it calls (1.36).
 
-use std::collections::BTreeMap;
-
-use crate::api::{NodeSelectorRequirement, NodeSelectorTerm, Pod, Quantity, Toleration};
+use crate::api::{Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration};
 use crate::qos::{amount, pod_requests};
-
-/// A taint of the node.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(default)]
-pub struct Taint {
-    /// What it is about.
-    pub key: String,
-    /// Its value, often empty.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub value: String,
-    /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`.
-    pub effect: String,
-}
-
-/// The node as admission sees it.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct NodeView {
-    /// Its name.
-    pub name: String,
-    /// UID of its object in the API; empty while that is not known.
-    pub uid: String,
-    /// Its labels.
-    pub labels: BTreeMap<String, String>,
-    /// Its taints.
-    pub taints: Vec<Taint>,
-    /// What pods may use, `pods` among it.
-    pub allocatable: BTreeMap<String, Quantity>,
-}
 
 /// Why a pod is not taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +17,7 @@ pub struct Rejection {
 }
 
 /// The reason why a pod is not taken, or `None` for one that may run beside `others`.
-pub fn reject(pod: &Pod, node: &NodeView, others: &[&Pod]) -> Option<Rejection> {
+pub fn reject(pod: &Pod, node: &Node, others: &[&Pod]) -> Option<Rejection> {
     let rejection = |reason: &str, message: &str| {
         Some(Rejection { reason: reason.to_owned(), message: message.to_owned() })
     };
@@ -65,11 +35,11 @@ pub fn reject(pod: &Pod, node: &NodeView, others: &[&Pod]) -> Option<Rejection> 
     Some(Rejection { reason: predicate.to_owned(), message: format!("Predicate {predicate} failed: {why}") })
 }
 
-fn failed_predicate(pod: &Pod, node: &NodeView, others: &[&Pod]) -> Option<(&'static str, &'static str)> {
+fn failed_predicate(pod: &Pod, node: &Node, others: &[&Pod]) -> Option<(&'static str, &'static str)> {
     if !matches_node(pod, node) {
         return Some(("NodeAffinity", "node(s) didn't match Pod's node affinity/selector"));
     }
-    if !pod.spec.node_name.is_empty() && pod.spec.node_name != node.name {
+    if !pod.spec.node_name.is_empty() && pod.spec.node_name != node.metadata.name {
         return Some(("NodeName", "node(s) didn't match the requested node name"));
     }
     if !ports_are_free(pod, others) {
@@ -78,14 +48,14 @@ fn failed_predicate(pod: &Pod, node: &NodeView, others: &[&Pod]) -> Option<(&'st
     let untolerated = |taint: &&Taint| {
         taint.effect == "NoExecute" && !pod.spec.tolerations.iter().any(|t| tolerates(t, taint))
     };
-    if node.taints.iter().any(|taint| untolerated(&taint)) {
+    if node.spec.taints.iter().any(|taint| untolerated(&taint)) {
         return Some(("TaintToleration", "node(s) had taints that the pod didn't tolerate"));
     }
     None
 }
 
 /// The first resource of which the node has too little left.
-fn lacking(pod: &Pod, node: &NodeView, others: &[&Pod]) -> Option<Rejection> {
+fn lacking(pod: &Pod, node: &Node, others: &[&Pod]) -> Option<Rejection> {
     let lack = |resource: &str, requested: i64, used: i64, capacity: i64| {
         Some(Rejection {
             reason: format!("OutOf{resource}"),
@@ -95,7 +65,7 @@ fn lacking(pod: &Pod, node: &NodeView, others: &[&Pod]) -> Option<Rejection> {
             ),
         })
     };
-    let capacity = |name: &str| node.allocatable.get(name).map(|quantity| amount(name, quantity));
+    let capacity = |name: &str| node.status.allocatable.get(name).map(|quantity| amount(name, quantity));
     let count = i64::try_from(others.len()).unwrap_or(i64::MAX);
     if let Some(pods) = capacity("pods").filter(|pods| count + 1 > *pods) {
         return lack("pods", 1, count, pods);
@@ -118,8 +88,9 @@ fn lacking(pod: &Pod, node: &NodeView, others: &[&Pod]) -> Option<Rejection> {
 }
 
 /// Node selector and required node affinity.
-fn matches_node(pod: &Pod, node: &NodeView) -> bool {
-    let selected = pod.spec.node_selector.iter().all(|(key, value)| node.labels.get(key) == Some(value));
+fn matches_node(pod: &Pod, node: &Node) -> bool {
+    let selected =
+        pod.spec.node_selector.iter().all(|(key, value)| node.metadata.labels.get(key) == Some(value));
     let affinity = pod.spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
     let required = affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
     selected
@@ -127,13 +98,15 @@ fn matches_node(pod: &Pod, node: &NodeView) -> bool {
 }
 
 /// A term without any requirement matches nothing.
-fn matches_term(term: &NodeSelectorTerm, node: &NodeView) -> bool {
+fn matches_term(term: &NodeSelectorTerm, node: &Node) -> bool {
     let is_empty = term.match_expressions.is_empty() && term.match_fields.is_empty();
     let name = |requirement: &NodeSelectorRequirement| match requirement.key.as_str() {
-        "metadata.name" => Some(node.name.as_str()),
+        "metadata.name" => Some(node.metadata.name.as_str()),
         _ => None,
     };
-    let label = |requirement: &NodeSelectorRequirement| node.labels.get(&requirement.key).map(String::as_str);
+    let label = |requirement: &NodeSelectorRequirement| {
+        node.metadata.labels.get(&requirement.key).map(String::as_str)
+    };
     !is_empty
         && term.match_expressions.iter().all(|requirement| holds(requirement, label(requirement)))
         && term.match_fields.iter().all(|requirement| holds(requirement, name(requirement)))

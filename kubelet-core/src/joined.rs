@@ -5,18 +5,15 @@
 //! the pods as they are. With no API server in reach the pods of the folder run, what runs goes on, and nothing is
 //! removed.
 
-use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
 
-use coracle_cluster::{Change, Cluster, Object, Resource, Scope};
+use coracle_cluster::{Change, Cluster, Scope};
 use futures_util::StreamExt as _;
-use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::admission::{NodeView, Taint};
-use crate::api::Quantity;
+use crate::api::Node;
 use crate::clock::Clock;
 use crate::kubelet::Kubelet;
 use crate::objects::ApiObjects;
@@ -32,8 +29,9 @@ pub struct JoinedConfig {
     pub node_name: String,
     /// Pods of this node alone, mostly of a manifest folder.
     pub static_pods: watch::Receiver<PodSet>,
-    /// The node as the API has it, which admission asks and mirrors belong to: see [`watch_node`].
-    pub node: watch::Receiver<Option<Arc<NodeView>>>,
+    /// The node as the API has it, which admission asks and mirrors belong to: a
+    /// [`NodeAgent`](crate::node::NodeAgent)'s, or [`watch_node`].
+    pub node: watch::Receiver<Option<Arc<Node>>>,
     /// What tells the time.
     pub clock: Clock,
 }
@@ -124,69 +122,21 @@ impl std::fmt::Debug for Joined {
     }
 }
 
-/// The node's object, as far as pods depend on it.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct ApiNode {
-    metadata: ApiNodeMetadata,
-    spec: ApiNodeSpec,
-    status: ApiNodeStatus,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct ApiNodeMetadata {
-    name: String,
-    uid: String,
-    labels: BTreeMap<String, String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct ApiNodeSpec {
-    taints: Option<Vec<Taint>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct ApiNodeStatus {
-    allocatable: BTreeMap<String, Quantity>,
-}
-
-impl Object for ApiNode {
-    const RESOURCE: Resource = Resource::cluster_wide("", "v1", "nodes", "Node");
-}
-
-impl From<ApiNode> for NodeView {
-    fn from(node: ApiNode) -> Self {
-        Self {
-            name: node.metadata.name,
-            uid: node.metadata.uid,
-            labels: node.metadata.labels,
-            taints: node.spec.taints.unwrap_or_default(),
-            allocatable: node.status.allocatable,
-        }
-    }
-}
-
-/// Follows the node's object, for programs that do not keep it themselves: the view, and the task that keeps it.
+/// Follows the node's object, for programs that do not keep it by a [`NodeAgent`](crate::node::NodeAgent): the
+/// object, and the task that follows it.
 pub fn watch_node(
     cluster: Cluster,
     node_name: String,
-) -> (watch::Receiver<Option<Arc<NodeView>>>, impl Future<Output = ()> + Send + 'static) {
+) -> (watch::Receiver<Option<Arc<Node>>>, impl Future<Output = ()> + Send + 'static) {
     let (sender, receiver) = watch::channel(None);
     let task = async move {
-        let mut changes = pin!(cluster.watch::<ApiNode>(Scope::all().named(&node_name)));
+        let mut changes = pin!(cluster.watch::<Node>(Scope::all().named(&node_name)));
         while let Some(change) = changes.next().await {
-            let (Change::Listed(node) | Change::Applied(node)) = change else { continue };
-            let view = NodeView::from(node);
-            sender.send_if_modified(|current: &mut Option<Arc<NodeView>>| {
-                let differs = current.as_deref() != Some(&view);
-                if differs {
-                    *current = Some(Arc::new(view));
-                }
-                differs
-            });
+            match change {
+                Change::Listed(node) | Change::Applied(node) => sender.send_replace(Some(Arc::new(node))),
+                Change::Deleted(_) => sender.send_replace(None),
+                Change::Restart | Change::Ready => continue,
+            };
         }
     };
     (receiver, task)

@@ -8,24 +8,19 @@ fn pod(spec: Value) -> Pod {
     serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "d"}, "spec": spec})).unwrap()
 }
 
-fn node() -> NodeView {
-    let quantities = [("cpu", "2"), ("memory", "1Gi"), ("pods", "2"), ("ephemeral-storage", "10Gi")];
-    let labels =
-        [("kubernetes.io/hostname", "n"), ("kubernetes.io/os", "linux"), ("disk", "ssd"), ("cores", "4")];
-    NodeView {
-        name: "n".into(),
-        uid: "u".into(),
-        labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
-        taints: Vec::new(),
-        allocatable: quantities.iter().map(|(k, v)| ((*k).to_owned(), v.parse().unwrap())).collect(),
-    }
+fn node() -> Node {
+    serde_json::from_value(json!({
+        "metadata": {"name": "n", "labels": {"kubernetes.io/hostname": "n", "disk": "ssd", "cores": "4"}},
+        "status": {"allocatable": {"cpu": "2", "memory": "1Gi", "pods": "2", "ephemeral-storage": "10Gi"}}
+    }))
+    .unwrap()
 }
 
 fn asking(resources: Value) -> Pod {
     pod(json!({"containers": [{"name": "c", "resources": {"requests": resources}}]}))
 }
 
-fn verdict(pod: &Pod, node: &NodeView, others: &[&Pod]) -> String {
+fn verdict(pod: &Pod, node: &Node, others: &[&Pod]) -> String {
     reject(pod, node, others).map_or("taken".to_owned(), |r| format!("{}: {}", r.reason, r.message))
 }
 
@@ -108,8 +103,13 @@ fn ports_and_taints() {
     assert_eq!(verdict(&port("UDP", ""), &node(), &[&local]), "taken");
     assert_eq!(verdict(&port("TCP", "10.0.0.1"), &node(), &[&local]), "taken");
 
-    let taint = |effect: &str| Taint { key: "k".into(), value: "v".into(), effect: effect.into() };
-    let tainted = |effect: &str| NodeView { taints: vec![taint(effect)], ..node() };
+    let taint =
+        |effect: &str| Taint { key: "k".into(), value: "v".into(), effect: effect.into(), time_added: None };
+    let tainted = |effect: &str| {
+        let mut node = node();
+        node.spec.taints = vec![taint(effect)];
+        node
+    };
     let bearing = |toleration: Value| pod(json!({"tolerations": [toleration]}));
     const UNTOLERATED: &str =
         "TaintToleration: Predicate TaintToleration failed: node(s) had taints that the pod didn't tolerate";

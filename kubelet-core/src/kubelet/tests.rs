@@ -1,6 +1,7 @@
 //! The whole pod lifecycle on the fake runtime, with tokio's clock paused and stand-ins for disk and images.
 
 mod adoption;
+mod api;
 mod basics;
 mod chaos;
 mod ending;

@@ -261,3 +261,6 @@ impl std::fmt::Debug for ApiObjects {
         f.debug_struct("ApiObjects").field("followed", &self.followed()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

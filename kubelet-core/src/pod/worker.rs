@@ -132,7 +132,7 @@ impl Worker {
         let pod = setup.desired.borrow().pod.clone();
         let (sender, probe_reports) = mpsc::unbounded_channel();
         // What the API server was told last; after a reboot its containers are no more, but they counted.
-        let told = Some(&pod.status).filter(|status| status.start_time.is_some());
+        let told = Some(&pod.status).filter(|s| s.start_time.is_some() || !s.conditions.is_empty());
         let told = told.map(|status| Arc::new(status.clone()));
         let of_containers = setup.last.as_deref().or(told.as_deref().filter(|_| !setup.fresh));
         Self {

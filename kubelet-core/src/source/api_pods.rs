@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 use super::PodSet;
 use super::api_pod::ApiPod;
 use super::api_table::{News, Table};
-use crate::admission::NodeView;
+use crate::api::Node;
 use crate::clock::Clock;
 
 /// What the source reads.
@@ -32,7 +32,7 @@ pub(crate) struct Inputs {
     /// Pods of this node alone.
     pub(crate) statics: watch::Receiver<PodSet>,
     /// The node as the API has it, once known.
-    pub(crate) node: watch::Receiver<Option<Arc<NodeView>>>,
+    pub(crate) node: watch::Receiver<Option<Arc<Node>>>,
     pub(crate) clock: Clock,
 }
 

@@ -17,8 +17,8 @@ use coracle_cluster::Change;
 
 use super::PodSet;
 use super::api_pod::{ApiPod, BadPod, SEEN_ANNOTATION, SOURCE_ANNOTATION, is_mirror};
-use crate::admission::{NodeView, Rejection, reject};
-use crate::api::{Pod, PodCondition};
+use crate::admission::{Rejection, reject};
+use crate::api::{Node, Pod, PodCondition};
 use crate::pod::status::{is_owned_condition, is_terminal_phase};
 
 /// What a pod of the API is to this node.
@@ -160,7 +160,7 @@ impl Table {
 
     /// Decides about new pods, oldest first, once all are known. A pod that this node took before it lost its memory
     /// is not asked again; others wait while the node itself is not known.
-    pub(crate) fn admit(&mut self, node: Option<&NodeView>, statics: &PodSet) -> Vec<News> {
+    pub(crate) fn admit(&mut self, node: Option<&Node>, statics: &PodSet) -> Vec<News> {
         if !self.complete || self.listing.is_some() {
             return Vec::new();
         }
@@ -183,7 +183,7 @@ impl Table {
         news
     }
 
-    fn part_of(&self, uid: &Arc<str>, node: Option<&NodeView>, statics: &PodSet) -> Option<Part> {
+    fn part_of(&self, uid: &Arc<str>, node: Option<&Node>, statics: &PodSet) -> Option<Part> {
         let pod = &self.pods.get(uid)?.pod;
         let status = &pod.status;
         if is_terminal_phase(&status.phase) {

@@ -25,6 +25,8 @@ use std::sync::Arc;
 
 use crate::api::Pod;
 
+#[cfg(test)]
+pub(crate) use api_pod::ApiPod as ApiPodForTests;
 pub(crate) use api_pod::{HASH_ANNOTATION, MIRROR_ANNOTATION};
 pub use api_pod::{is_mirror, is_static};
 pub(crate) use api_pods::{ApiPods, Inputs as ApiPodsInputs};

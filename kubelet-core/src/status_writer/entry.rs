@@ -70,6 +70,8 @@ pub(super) struct Entry {
     pub(super) own: Option<Own>,
     /// A request is under way.
     pub(super) busy: bool,
+    /// There was nothing to ask for when it was looked at, and nothing changed since.
+    settled: bool,
 }
 
 impl Entry {
@@ -86,10 +88,37 @@ impl Entry {
             }
         }
         self.served = Some(seen);
+        self.settled = false;
+    }
+
+    /// Takes over what the node observed.
+    pub(super) fn observe(&mut self, status: &Arc<PodStatus>, ended: bool) {
+        let same = |own: &Own| Arc::ptr_eq(&own.status, status) && own.ended == ended;
+        if !self.own.as_ref().is_some_and(same) {
+            self.own = Some(Own { status: status.clone(), ended });
+            self.settled = false;
+        }
+    }
+
+    /// A request has ended; `served` is what the API has now.
+    pub(super) fn answered(&mut self, served: Option<Served>) {
+        self.served = served;
+        self.busy = false;
+        self.settled = false;
+    }
+
+    /// The next request, if something changed that may lead to one. Looking is not free: it compares statuses.
+    pub(super) fn due(&mut self) -> Option<Step> {
+        if self.settled || self.busy {
+            return None;
+        }
+        let step = self.next();
+        self.settled = step.is_none();
+        step
     }
 
     /// The next request, if there is something to ask for.
-    pub(super) fn next(&self) -> Option<Step> {
+    fn next(&self) -> Option<Step> {
         if self.busy {
             return None;
         }

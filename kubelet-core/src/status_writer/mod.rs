@@ -22,10 +22,10 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 
-use self::entry::{Entry, Own, Served, Step};
+use self::entry::{Entry, Served, Step};
 use self::mirrors::{MirrorStep, Mirrors};
-use crate::admission::{NodeView, Rejection};
-use crate::api::{Pod, PodStatus};
+use crate::admission::Rejection;
+use crate::api::{Node, Pod, PodStatus};
 use crate::backoff::{Backoff, BackoffPolicy};
 use crate::clock::Clock;
 use crate::events::{EventRecorder, EventType};
@@ -46,7 +46,7 @@ pub(crate) struct Inputs {
     pub(crate) statuses: watch::Receiver<PodViews>,
     /// Pods of this node alone, which are shown as mirrors.
     pub(crate) statics: watch::Receiver<PodSet>,
-    pub(crate) node: watch::Receiver<Option<Arc<NodeView>>>,
+    pub(crate) node: watch::Receiver<Option<Arc<Node>>>,
 }
 
 /// What a request is about: the UID of a pod in the API, or the name of a mirror that is to come or go.
@@ -77,6 +77,7 @@ pub(crate) async fn run(inputs: Inputs) {
         failures: Backoff::new(BackoffPolicy::RETRY),
         held: HashMap::new(),
         failing: false,
+        refused: HashMap::new(),
     };
     let (mut news, mut statuses) = (inputs.news, inputs.statuses);
     let (mut statics, mut node) = (inputs.statics, inputs.node);
@@ -84,7 +85,10 @@ pub(crate) async fn run(inputs: Inputs) {
     let (mut folder_lives, mut node_lives) = (true, true);
     loop {
         writer.read(&statuses.borrow_and_update());
-        let uid = node.borrow_and_update().as_ref().map(|node| (node.name.clone(), node.uid.clone()));
+        let uid = node
+            .borrow_and_update()
+            .as_ref()
+            .map(|node| (node.metadata.name.clone(), node.metadata.uid.to_string()));
         let set = statics.borrow_and_update().clone();
         writer.launch(&set, uid.as_ref());
         let pause = writer.next_try();
@@ -129,8 +133,10 @@ struct Writer {
     failures: Backoff<Key>,
     /// Until when (since boot) a failed request waits.
     held: HashMap<Key, Duration>,
-    /// Whether the last request failed, for one line per change.
+    /// Whether no request gets through, for one line per change.
     failing: bool,
+    /// What the API server does not take, with its words.
+    refused: HashMap<Key, String>,
 }
 
 impl Writer {
@@ -142,6 +148,7 @@ impl Writer {
                 self.mirrors.gone(&uid);
                 let key = Key::Pod(uid);
                 self.failures.reset(&key);
+                self.refused.remove(&key);
                 self.held.remove(&key);
             }
             News::Seen { pod, part } => {
@@ -155,7 +162,7 @@ impl Writer {
                             tell_rejection(&self.events, &pod, rejection);
                         }
                         let status = idle_status(&pod, rejection.as_ref(), &self.clock);
-                        entry.own = Some(Own { status: Arc::new(status), ended: true });
+                        entry.observe(&Arc::new(status), true);
                     }
                     Part::Idle(_) | Part::Runs => {}
                 }
@@ -168,13 +175,7 @@ impl Writer {
         for (uid, view) in views.iter() {
             let target = if is_static(&view.pod) { self.mirrors.of(&view.pod) } else { Some(uid.clone()) };
             let Some(entry) = target.and_then(|uid| self.entries.get_mut(&uid)) else { continue };
-            let is_known = entry
-                .own
-                .as_ref()
-                .is_some_and(|own| Arc::ptr_eq(&own.status, &view.status) && own.ended == view.ended);
-            if !is_known {
-                entry.own = Some(Own { status: view.status.clone(), ended: view.ended });
-            }
+            entry.observe(&view.status, view.ended);
         }
         self.mirrors
             .set_known(views.values().filter(|view| is_static(&view.pod)).map(|view| view.pod.full_name()));
@@ -184,11 +185,12 @@ impl Writer {
     fn launch(&mut self, statics: &PodSet, node: Option<&(String, String)>) {
         let now = self.clock.now().boot;
         self.held.retain(|_, until| *until > now);
-        let pods = self.entries.iter().filter(|(_, entry)| !entry.busy && entry.served.is_some());
+        let (held, room) = (&self.held, AT_ONCE.saturating_sub(self.requests.len()));
+        let pods = self.entries.iter_mut();
         let due: Vec<(Arc<str>, Step)> = pods
-            .filter(|(uid, _)| !self.held.contains_key(&Key::Pod((*uid).clone())))
-            .filter_map(|(uid, entry)| Some((uid.clone(), entry.next()?)))
-            .take(AT_ONCE.saturating_sub(self.requests.len()))
+            .filter(|(uid, _)| held.is_empty() || !held.contains_key(&Key::Pod((*uid).clone())))
+            .filter_map(|(uid, entry)| Some((uid.clone(), entry.due()?)))
+            .take(room)
             .collect();
         for (uid, step) in due {
             let Some(entry) = self.entries.get_mut(&uid) else { continue };
@@ -214,51 +216,52 @@ impl Writer {
         if let Key::Mirror(name) = &key {
             self.mirrors.end(name);
         }
-        let entry = match &key {
-            Key::Pod(uid) => self.entries.get_mut(uid),
+        let served = match &key {
+            Key::Pod(uid) => self.entries.get(uid).and_then(|entry| entry.served.clone()),
             Key::Mirror(_) => None,
         };
-        match answer {
+        let served = match answer {
             Ok(answer) => {
-                if let Some(entry) = entry {
-                    entry.busy = false;
-                    if let Some(served) = &mut entry.served {
-                        take(served, answer);
-                    }
-                }
-                self.failures.reset(&key);
-                if std::mem::replace(&mut self.failing, false) {
-                    tracing::info!("pod statuses are written again");
-                }
+                self.succeeded(&key);
+                served.map(|served| take(served, answer))
             }
-            Err(error) if error.is_not_found() => {
-                // The watch is about to tell the same.
-                if let Some(entry) = entry {
-                    entry.busy = false;
-                    entry.served = None;
-                }
-            }
+            // The watch is about to tell the same.
+            Err(error) if error.is_not_found() => None,
             Err(error) => {
-                if let Some(entry) = entry {
-                    entry.busy = false;
-                }
-                self.failed(key, &error);
+                self.failed(key.clone(), &error);
+                served
             }
+        };
+        if let Key::Pod(uid) = &key
+            && let Some(entry) = self.entries.get_mut(uid)
+        {
+            entry.answered(served);
         }
     }
 
+    fn succeeded(&mut self, key: &Key) {
+        self.failures.reset(key);
+        self.refused.remove(key);
+        if std::mem::replace(&mut self.failing, false) {
+            tracing::info!("pod statuses are written again");
+        }
+    }
+
+    /// Tries again later. Told once: that no request gets through, or that this one is refused.
     fn failed(&mut self, key: Key, error: &ApiError) {
         let now = self.clock.now().boot;
         let until = self.failures.fail(key.clone(), now, jitter());
         let asked = now + error.retry_after().unwrap_or(Duration::ZERO);
-        self.held.insert(key, until.max(asked));
-        let is_news = !std::mem::replace(&mut self.failing, true);
-        if is_news {
-            tracing::warn!(
-                error = error as &dyn std::error::Error,
-                "pod statuses cannot be written; trying again"
-            );
+        let cause = error as &dyn std::error::Error;
+        if error.is_transient() {
+            if !std::mem::replace(&mut self.failing, true) {
+                tracing::warn!(error = cause, "pod statuses cannot be written; trying again");
+            }
+        } else if self.refused.get(&key).is_none_or(|text| *text != error.to_string()) {
+            tracing::error!(error = cause, "the API server refuses what is told of a pod; trying again");
+            self.refused.insert(key.clone(), error.to_string());
         }
+        self.held.insert(key, until.max(asked));
     }
 
     /// Ends when the first of the failed requests may be made again.
@@ -274,7 +277,8 @@ impl Writer {
     }
 }
 
-fn take(served: &mut Served, answer: Answer) {
+/// What the API has after an answer; a watch may have told of something newer.
+fn take(mut served: Served, answer: Answer) -> Served {
     match answer {
         Answer::Patched { version, result } => {
             if version >= served.version {
@@ -285,6 +289,7 @@ fn take(served: &mut Served, answer: Answer) {
         Answer::Deleted => served.delete_sent = true,
         Answer::Mirror => {}
     }
+    served
 }
 
 /// Picks a jitter; nothing secret depends on it.

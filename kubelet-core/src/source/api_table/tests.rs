@@ -14,13 +14,11 @@ fn pod(name: &str, uid: &str) -> Value {
         "status": {"phase": "Pending"}})
 }
 
-fn node() -> NodeView {
-    let allocatable = [("cpu", "1"), ("pods", "10")];
-    NodeView {
-        name: "n".into(),
-        allocatable: allocatable.iter().map(|(k, v)| ((*k).to_owned(), v.parse().unwrap())).collect(),
-        ..NodeView::default()
-    }
+fn node() -> Node {
+    serde_json::from_value(
+        json!({"metadata": {"name": "n"}, "status": {"allocatable": {"cpu": "1", "pods": "10"}}}),
+    )
+    .unwrap()
 }
 
 fn listed(pods: &[Value]) -> Table {
@@ -99,7 +97,7 @@ fn a_worker_hears_of_what_it_did_not_write() {
 fn a_new_list_forgets_what_is_not_in_it_and_a_bad_pod_stays() {
     let mut table = listed(&[pod("a", "1"), pod("b", "2")]);
     let mut big = node();
-    big.allocatable.insert("cpu".into(), "10".parse().unwrap());
+    big.status.allocatable.insert("cpu".into(), "10".parse().unwrap());
     table.admit(Some(&big), &PodSet::default());
     table.apply(Change::Restart, "");
     let bad = json!({"metadata": {"name": "a", "namespace": "d", "uid": "1"}, "spec": {"containers": 7}});
