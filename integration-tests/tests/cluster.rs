@@ -48,6 +48,11 @@ fn a_pod_of_a_deployment_runs_on_the_reference_node() {
     let nodes = cluster.ask(&["get", "nodes", "--no-headers"]).unwrap();
     assert!(nodes.contains("Ready") && nodes.contains("v1.36"), "{nodes}");
 
+    cluster.kill_api_server().unwrap();
+    assert!(cluster.api.get("/version").is_err(), "a killed API server answers");
+    cluster.start_api_server().unwrap();
+    assert_eq!(cluster.api.get(PODS).unwrap()["items"].as_array().map(Vec::len), Some(2));
+
     let (name, folder) = (cluster.name.clone(), cluster.control_plane().folder.clone());
     cluster.down().unwrap();
     assert!(!folder.exists() && !Cluster::names().contains(&name), "{name} has left {}", folder.display());

@@ -2,13 +2,14 @@
 
 use anyhow::{Context, Result, bail};
 
+use coracle_integration_tests::cluster::machine::Machine;
 use coracle_integration_tests::cluster::{Cluster, Kind, Options};
 use coracle_integration_tests::images;
 use coracle_integration_tests::peers::{CNI, CONTROL_PLANE, Peers, REFERENCE_NODE};
 
 use crate::{artifacts, peers};
 
-const USAGE: &str = "cluster up | status | down | metrics-server | node add --reference | --coracle [-- FLAG…] | node exec NODE COMMAND… | node remove NODE  [--cluster NAME]";
+const USAGE: &str = "cluster up | status | down | metrics-server | kill MACHINE SERVICE | start MACHINE SERVICE | node add --reference | --coracle [-- FLAG…] | node exec NODE COMMAND… | node remove NODE  [--cluster NAME]";
 
 /// Runs one of the subcommands.
 pub(crate) fn run(words: &[&str]) -> Result<()> {
@@ -30,6 +31,8 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
         ["node", "remove", node, rest @ ..] => {
             Cluster::open(option(rest, "--cluster")?.unwrap_or("test"))?.remove_node(node)
         }
+        ["kill", machine, service] => on_machine(machine, |machine| machine.kill_service(service)),
+        ["start", machine, service] => on_machine(machine, |machine| machine.start_service_again(service)),
         ["node", "exec", node, command @ ..] => exec(node, command),
         other => bail!("no such command: cluster {}\n{USAGE}", other.join(" ")),
     }
@@ -130,13 +133,19 @@ fn add(words: &[&str]) -> Result<()> {
 }
 
 fn exec(node: &str, command: &[&str]) -> Result<()> {
-    let cluster = Cluster::open("test")?;
-    let machine =
-        if node == "control-plane" { cluster.control_plane() } else { &cluster.node(node)?.machine };
     let (program, arguments) = command.split_first().context("which command?")?;
-    let status = machine.command(program).args(arguments).stdin(std::process::Stdio::inherit()).status()?;
-    if !status.success() {
-        bail!("`{}` ended with {status}", command.join(" "));
-    }
-    Ok(())
+    on_machine(node, |machine| {
+        let status =
+            machine.command(program).args(arguments).stdin(std::process::Stdio::inherit()).status()?;
+        if !status.success() {
+            bail!("`{}` ended with {status}", command.join(" "));
+        }
+        Ok(())
+    })
+}
+
+/// Does something with a node's machine or the control plane's.
+fn on_machine(name: &str, work: impl FnOnce(&Machine) -> Result<()>) -> Result<()> {
+    let cluster = Cluster::open("test")?;
+    work(if name == "control-plane" { cluster.control_plane() } else { &cluster.node(name)?.machine })
 }

@@ -43,6 +43,7 @@ cargo xtask COMMAND
   cluster node exec NODE COMMAND…            run a command where the node runs
   cluster node remove NODE
   cluster metrics-server                     for kubectl top
+  cluster kill | start MACHINE SERVICE       such as `control-plane kube-apiserver` or `node-0 coracle`
   cluster down   end it and take away all it made
   cluster-test   the tests that need such a cluster
   conformance    Kubernetes' conformance specs on the reference and on coracle, and where they differ

@@ -151,6 +151,31 @@ impl Machine {
         Ok(())
     }
 
+    /// Ends the main process of a service without a chance to do anything, and waits until it is gone.
+    pub fn kill_service(&self, name: &str) -> Result<()> {
+        let pid = self.pid_of(name).with_context(|| format!("{name} does not run on {}", self.name))?;
+        let begun = start_time(pid);
+        if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
+            rustix::process::kill_process(pid, Signal::KILL)
+                .with_context(|| format!("cannot kill {name}"))?;
+        }
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while begun.is_some() && start_time(pid) == begun {
+            ensure!(Instant::now() < deadline, "{name} does not end");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    /// Starts a service once more that was started before, with the same arguments.
+    pub fn start_service_again(&self, name: &str) -> Result<()> {
+        let path = format!("/proc/{}/root/run/services/{name}.command", self.init);
+        let text = std::fs::read_to_string(&path).with_context(|| format!("{name} was never started"))?;
+        let mut words = text.split_terminator('\0').map(str::to_owned);
+        let program = words.next().with_context(|| format!("{name} has no program"))?;
+        self.start_service(name, Path::new(&program), &words.collect::<Vec<_>>())
+    }
+
     /// Where the words of a service go.
     pub fn log_of(&self, service: &str) -> PathBuf {
         self.folder.join(format!("{service}.log"))

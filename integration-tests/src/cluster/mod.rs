@@ -36,6 +36,9 @@ use machine::{Machine, checked};
 pub use network::Network;
 pub use node::{Kind, Node};
 
+/// What the API server's service is called in the control plane's machine.
+const API_SERVER: &str = "kube-apiserver";
+
 /// What a cluster is started with.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -215,6 +218,20 @@ impl Cluster {
         record::write(self)?;
         prepared?;
         self.nodes.last().context("a node was added")
+    }
+
+    /// Takes the API server away, as a power cut of the control plane would.
+    pub fn kill_api_server(&self) -> Result<()> {
+        self.control_plane.kill_service(API_SERVER)
+    }
+
+    /// Brings it back and waits until it is ready.
+    pub fn start_api_server(&self) -> Result<()> {
+        self.control_plane.start_service_again(API_SERVER)?;
+        let ready =
+            |api: &Api| Ok(api.request("GET", "/readyz", None).is_ok_and(|answer| answer.code == 200));
+        let shown = || self.control_plane.last_words(API_SERVER, 20);
+        self.wait("the API server is ready", Duration::from_secs(120), ready, shown).map(drop)
     }
 
     /// Starts metrics-server, which must have been built.

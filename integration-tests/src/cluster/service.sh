@@ -12,6 +12,7 @@ for root in /sys/fs/cgroup /sys/fs/cgroup/*; do
     echo 0 > "$root/$name/cgroup.procs"
 done
 mkdir -p /run/services
+printf '%s\0' "$@" > "/run/services/$name.command"
 # Left to the machine's first process, which reaps it.
 setsid "$@" &
 echo $! > "/run/services/$name"
