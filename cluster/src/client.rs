@@ -217,6 +217,12 @@ impl Cluster {
         self.pool.connection()
     }
 
+    /// What the clock of the API server that answered last says now, within a second or two; `None` before the first
+    /// answer.
+    pub fn server_time(&self) -> Option<std::time::SystemTime> {
+        self.pool.server_time()
+    }
+
     pub(crate) fn patience(&self) -> &Patience {
         &self.pool.patience
     }

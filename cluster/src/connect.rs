@@ -38,6 +38,55 @@ pub enum ConnectError {
         #[source]
         source: io::Error,
     },
+    /// Our clock is before its certificate.
+    #[error(
+        "{server}: the clock says {now}, before its certificate's notBefore {not_before}: set the clock (NTP)"
+    )]
+    ClockBehind {
+        /// The server.
+        server: String,
+        /// Our clock.
+        now: String,
+        /// When the certificate begins to count.
+        not_before: String,
+    },
+    /// Our clock is after its certificate.
+    #[error(
+        "{server}: its certificate ended at {not_after}, and the clock says {now}: set the clock if it is wrong, or renew the certificate on the control plane"
+    )]
+    Ended {
+        /// The server.
+        server: String,
+        /// Our clock.
+        now: String,
+        /// When the certificate ceases to count.
+        not_after: String,
+    },
+    /// Its certificate is not by an authority that we trust.
+    #[error(
+        "{server}: its certificate is not signed by the cluster's certificate authority: check the server's address, and that the authority is this cluster's"
+    )]
+    Untrusted {
+        /// The server.
+        server: String,
+        /// Why.
+        #[source]
+        source: rustls::Error,
+    },
+    /// Its certificate is for other names.
+    #[error("{server}: its certificate is for {names}: use one of these as its address, or tls-server-name")]
+    WrongName {
+        /// The server.
+        server: String,
+        /// What the certificate vouches for.
+        names: String,
+    },
+    /// It does not speak TLS.
+    #[error("{server}: what answers does not speak TLS: check the port (mostly 6443)")]
+    NotTls {
+        /// The server.
+        server: String,
+    },
     /// Its name cannot stand in a certificate.
     #[error("{server}: {name:?} is no name that a certificate can hold")]
     Name {
@@ -69,6 +118,22 @@ pub enum ConnectError {
         /// How long was waited.
         after: std::time::Duration,
     },
+}
+
+impl ConnectError {
+    /// Whether a server was reached and is not the one it should be, or the clock is wrong: waiting does not help.
+    pub fn is_distrust(&self) -> bool {
+        matches!(
+            self,
+            Self::ClockBehind { .. }
+                | Self::Ended { .. }
+                | Self::Untrusted { .. }
+                | Self::WrongName { .. }
+                | Self::NotTls { .. }
+                | Self::NoTrust { .. }
+                | Self::Name { .. }
+        )
+    }
 }
 
 /// Sends requests on one connection.
@@ -103,9 +168,40 @@ async fn open(access: &Access, server: &Server, patience: &Patience) -> Result<S
     let stream = tokio_rustls::TlsConnector::from(Arc::clone(&tls))
         .connect(server_name, tcp)
         .await
-        .map_err(|source| ConnectError::Tls { server: server.to_string(), source })?;
+        .map_err(|error| explain(server, error))?;
     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     handshake(stream, server, patience, http2).await
+}
+
+/// What a failed handshake means, and what to do.
+fn explain(server: &Server, error: io::Error) -> ConnectError {
+    use rustls::CertificateError as Wrong;
+    let server = server.to_string();
+    let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
+        return ConnectError::Tls { server, source: error };
+    };
+    match tls {
+        rustls::Error::InvalidCertificate(wrong) => match wrong {
+            Wrong::NotValidYetContext { time, not_before } => {
+                ConnectError::ClockBehind { server, now: show(*time), not_before: show(*not_before) }
+            }
+            Wrong::ExpiredContext { time, not_after } => {
+                ConnectError::Ended { server, now: show(*time), not_after: show(*not_after) }
+            }
+            Wrong::NotValidForNameContext { presented, .. } => {
+                ConnectError::WrongName { server, names: presented.join(", ") }
+            }
+            _ => ConnectError::Untrusted { server, source: tls.clone() },
+        },
+        rustls::Error::InvalidMessage(_) => ConnectError::NotTls { server },
+        _ => ConnectError::Tls { server, source: error },
+    }
+}
+
+fn show(at: rustls::pki_types::UnixTime) -> String {
+    let seconds = i64::try_from(at.as_secs()).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_second(seconds)
+        .map_or_else(|_| "a time out of range".to_owned(), |at| at.to_string())
 }
 
 /// A peer that vanished is found by the kernel too: HTTP/1.1 has no ping.

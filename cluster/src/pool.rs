@@ -32,6 +32,16 @@ const STREAMS: usize = 80;
 /// Idle HTTP/1.1 connections that are kept.
 const IDLE: usize = 2;
 
+/// Seconds by which clocks may be apart before it is told.
+const SKEW: u64 = 120;
+
+/// What an API server's clock said, and when.
+#[derive(Default)]
+struct ServerClock {
+    said: Option<(std::time::SystemTime, Instant)>,
+    off: bool,
+}
+
 /// Whether API servers answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Connection {
@@ -81,11 +91,19 @@ pub enum TransportError {
     Body(#[source] Arc<kube::Error>),
 }
 
+impl TransportError {
+    /// Whether the server that was reached is not the one it should be: waiting does not help.
+    pub fn is_distrust(&self) -> bool {
+        matches!(self, Self::Connect(error) if error.is_distrust())
+    }
+}
+
 pub(crate) struct Pool {
     access: watch::Receiver<Arc<Access>>,
     lines: Mutex<Lines>,
     connecting: tokio::sync::Mutex<()>,
     connection: watch::Sender<Connection>,
+    clock: Mutex<ServerClock>,
     pub(crate) patience: Patience,
 }
 
@@ -131,6 +149,7 @@ impl Pool {
             lines: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
             connection: watch::Sender::new(Connection::Starting),
+            clock: Mutex::default(),
             patience,
         })
     }
@@ -183,6 +202,7 @@ impl Pool {
             Ok(response) => {
                 lease.answered = true;
                 self.answered(&lease.server, response.status());
+                self.read_clock(response.headers());
                 Ok(response.map(|body| Held { body, _lease: lease }))
             }
             Err(mut failed) => {
@@ -281,6 +301,33 @@ impl Pool {
                 }
             }
         }
+    }
+
+    /// Servers say their time in every answer. A clock that is off is told once, and once when it is right again.
+    fn read_clock(&self, headers: &http::HeaderMap) {
+        let Some(date) = headers.get(header::DATE).and_then(|date| date.to_str().ok()) else { return };
+        let parser = jiff::fmt::rfc2822::DateTimeParser::new();
+        let Ok(date) = parser.parse_timestamp(date) else { return };
+        let now = jiff::Timestamp::now();
+        let ahead = now.as_second() - date.as_second();
+        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        clock.said = Some((date.into(), Instant::now()));
+        let off = ahead.unsigned_abs() > if clock.off { SKEW / 2 } else { SKEW };
+        if off != std::mem::replace(&mut clock.off, off) {
+            if off {
+                tracing::error!(
+                    "this machine's clock says {now:.0}, the API server's {date}: set the clock (NTP), or leases and certificates go wrong"
+                );
+            } else {
+                tracing::info!("this machine's clock and the API server's agree again");
+            }
+        }
+    }
+
+    /// The time of the server that answered last.
+    pub(crate) fn server_time(&self) -> Option<std::time::SystemTime> {
+        let clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        clock.said.map(|(date, at)| date + at.elapsed())
     }
 
     /// This server is alive but cannot serve: what comes next goes to another one, if there is one.

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// Crates that other programs depend on.
-const LIBRARIES: [&str; 5] = ["cri", "shim", "cluster", "runtime", "kubelet-core"];
+const LIBRARIES: [&str; 6] = ["cri", "shim", "cluster", "bootstrap", "runtime", "kubelet-core"];
 
 /// Files that take data and `now`, and return data.
 const PURE: [&str; 24] = [
