@@ -7,7 +7,7 @@ use coracle_integration_tests::cluster::{Cluster, Kind, Options};
 use coracle_integration_tests::images;
 use coracle_integration_tests::peers::{CNI, CONTROL_PLANE, Peers, REFERENCE_NODE};
 
-use crate::{artifacts, peers};
+use crate::{artifacts, peers, setup};
 
 const USAGE: &str = "cluster up | status | down | metrics-server | kill MACHINE SERVICE | start MACHINE SERVICE | node add --reference | --coracle [-- FLAG…] | node exec NODE COMMAND… | node remove NODE  [--cluster NAME]";
 
@@ -71,7 +71,7 @@ fn up(name: &str) -> Result<()> {
 /// Serves the images of the suites too where what they are made of is there.
 fn write_images() -> Result<()> {
     let peers = Peers::new();
-    let is_whole = peers.program("agnhost").is_ok() && std::path::Path::new("/bin/bash-static").exists();
+    let is_whole = peers.program("agnhost").is_ok() && setup::has_suites();
     let set = if is_whole { images::Set::Conformance } else { images::Set::Basic };
     let example = coracle_integration_tests::Executables::of_this_build().example;
     images::write(&peers, set, Some(example.as_path()).filter(|path| path.exists()))

@@ -46,6 +46,8 @@ const PEERS: &[Package] = &[
 const SUITES: &[Package] = &[
     package("busybox-static", "commands in images of the suites"),
     package("bash-static", "the shell in images of the suites"),
+    package("curl", "what agnhost's image brings"),
+    package("netcat-openbsd", "what agnhost's image brings"),
 ];
 
 /// Any Go does: it fetches the one that the modules ask for.
@@ -72,6 +74,11 @@ pub(crate) fn for_demo() -> Result<()> {
 /// Installs what the suites' images need.
 pub(crate) fn for_suites() -> Result<()> {
     ensure(NODE.iter().chain(SUITES))
+}
+
+/// Whether that is there already.
+pub(crate) fn has_suites() -> bool {
+    SUITES.iter().all(|package| installed(package.name))
 }
 
 /// Installs what building the peers needs.

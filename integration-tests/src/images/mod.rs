@@ -21,6 +21,10 @@ pub const EXAMPLE: &str = "registry.k8s.io/coracle/example:1";
 /// What sandboxes of the reference run.
 pub const PAUSE: &str = "registry.k8s.io/pause:3.10.2";
 
+/// What agnhost brings besides itself, which hooks and network specs call.
+const CURL: &str = "/usr/bin/curl";
+const NETCAT: &str = "/bin/nc.openbsd";
+
 /// Which images are wanted.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Set {
@@ -63,11 +67,14 @@ fn conformance(storage: &Storage, peers: &Peers) -> Result<()> {
         (peers.program("agnhost")?, PathBuf::from("/bin/busybox"), PathBuf::from("/bin/bash-static"));
     let applets = applets(&busybox)?;
     let names = ["e2e-test-images/agnhost:2.63.0", "e2e-test-images/agnhost:2.55"];
-    storage.add(&names, &[&agnhost, &busybox, &bash], || {
+    storage.add(&names, &[&agnhost, &busybox, &bash, Path::new(CURL), Path::new(NETCAT)], || {
         let mut rootfs = Rootfs::new();
         tools(&mut rootfs, &busybox, &bash, &applets)?;
         rootfs.program("agnhost", &agnhost)?;
         rootfs.link("agnhost-2", "agnhost")?;
+        for (name, path) in [("usr/bin/curl", CURL), ("usr/bin/nc", NETCAT)] {
+            rootfs.linked_program(name, Path::new(path))?;
+        }
         rootfs.folder("uploads", 0o755)?;
         rootfs.users(&[("user-defined-in-image", 1000)])?;
         let groups = "root:x:0:\nuser-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n";

@@ -1,6 +1,7 @@
 //! Collects the files of an image into one layer. In memory; an image of the tests is at most some 100 MB.
 
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use tar::{Builder, EntryType, Header};
@@ -20,6 +21,20 @@ impl Rootfs {
     pub(super) fn program(&mut self, name: &str, path: &Path) -> Result<()> {
         let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         self.file(name, &bytes, 0o755)
+    }
+
+    /// Adds a dynamically linked executable of this machine under a name, with the libraries it loads.
+    pub(super) fn linked_program(&mut self, name: &str, path: &Path) -> Result<()> {
+        self.program(name, path)?;
+        let output = Command::new("ldd").arg(path).output().context("cannot start ldd")?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        // `NAME => PATH (ADDRESS)`, and the loader as `PATH (ADDRESS)`; what the kernel gives has no path.
+        for library in
+            text.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
+        {
+            self.program(library.trim_start_matches('/'), Path::new(library))?;
+        }
+        Ok(())
     }
 
     /// Adds a file.
