@@ -95,8 +95,12 @@ pub(crate) fn status(inputs: &Inputs<'_>) -> PodStatus {
         status.reason = eviction.reason.clone();
         status.message = eviction.message.clone();
     }
-    let ips = observed.ips();
-    set_addresses(&mut status, pod, if ips.is_empty() { &[] } else { ips }, inputs.node);
+    set_addresses(&mut status, pod, observed.ips(), inputs.node);
+    if let Some(old) = old.filter(|_| status.pod_ips.is_empty() && observed.ready_sandbox().is_none()) {
+        // A pod that has ended, or gets a new sandbox, shows the addresses that it had.
+        status.pod_ip.clone_from(&old.pod_ip);
+        status.pod_ips.clone_from(&old.pod_ips);
+    }
     status.conditions = conditions::conditions(inputs, &status);
     status
 }

@@ -5,10 +5,12 @@
 //! they are. Lists of containers are replaced as a whole, conditions and addresses are merged by key, as the API's
 //! types say.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::api::{PodCondition, PodStatus, Time};
+use crate::api::{PodCondition, PodStatus, Quantity, ResourceRequirements, Time};
 use crate::pod::status::{is_owned_condition, is_terminal_phase};
 
 /// What the API should have: the node's status with the conditions of others as they are there. A pod does not
@@ -92,13 +94,24 @@ pub(super) fn patch(base: &PodStatus, wanted: &PodStatus) -> Option<Value> {
         }
     }
     if base.allocated_resources != wanted.allocated_resources {
-        patch.insert("allocatedResources".to_owned(), replacing(value(&wanted.allocated_resources)));
+        let change = amounts(&base.allocated_resources, &wanted.allocated_resources);
+        patch.insert("allocatedResources".to_owned(), change);
     }
-    // A server that does not know the field keeps none, which says the same as an empty one.
-    let (own, wanted_own) =
-        (base.resources.clone().unwrap_or_default(), wanted.resources.clone().unwrap_or_default());
-    if own != wanted_own {
-        patch.insert("resources".to_owned(), replacing(value(&wanted_own)));
+    if base.resources != wanted.resources {
+        let none = ResourceRequirements::default();
+        let own = base.resources.as_deref().unwrap_or(&none);
+        let resources = wanted.resources.as_deref().map_or(Value::Null, |wanted| {
+            let mut change = Map::new();
+            for (key, own, wanted) in
+                [("limits", &own.limits, &wanted.limits), ("requests", &own.requests, &wanted.requests)]
+            {
+                if own != wanted {
+                    change.insert(key.to_owned(), amounts(own, wanted));
+                }
+            }
+            Value::Object(change)
+        });
+        patch.insert("resources".to_owned(), resources);
     }
     conditions(&mut patch, &base.conditions, &wanted.conditions);
     (!patch.is_empty()).then_some(Value::Object(patch))
@@ -109,10 +122,13 @@ fn value(of: &impl Serialize) -> Value {
     serde_json::to_value(of).expect("invariant: a status can be written as JSON")
 }
 
-/// A map that takes the place of the one before it.
-fn replacing(mut map: Value) -> Value {
-    map["$patch"] = "replace".into();
-    map
+/// The difference of two maps, which an API server merges: what is gone is null.
+fn amounts(base: &BTreeMap<String, Quantity>, wanted: &BTreeMap<String, Quantity>) -> Value {
+    let changed = wanted.iter().filter(|(name, quantity)| base.get(*name) != Some(quantity));
+    let mut change: Map<String, Value> = changed.map(|(name, q)| (name.clone(), value(q))).collect();
+    let gone = base.keys().filter(|name| !wanted.contains_key(*name));
+    change.extend(gone.map(|name| (name.clone(), Value::Null)));
+    Value::Object(change)
 }
 
 fn scalar<T: Serialize + PartialEq>(patch: &mut Map<String, Value>, key: &str, base: &T, wanted: &T) {

@@ -139,10 +139,8 @@ fn of_instance(
         }),
         ..ContainerStatus::default()
     };
-    let resources = &container.resources;
-    if !resources.limits.is_empty() || !resources.requests.is_empty() {
-        status.resources = Some(Box::new(resources.clone()));
-    }
+    // Also when it is empty: so it says that the node knows of resources.
+    status.resources = Some(Box::new(container.resources.clone()));
     if let Some(old) = old {
         status.restart_count = status.restart_count.max(old.restart_count);
         status.last_state.terminated = if old.container_id != container_id && old.state.terminated.is_some() {

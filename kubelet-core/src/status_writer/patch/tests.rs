@@ -82,3 +82,16 @@ fn a_pod_is_not_terminal_while_a_container_runs() {
     let ready = ended.conditions.iter().find(|c| c.r#type == "Ready").unwrap();
     assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "PodFailed"));
 }
+
+#[test]
+fn resources_are_merged_by_name() {
+    let base = status(json!({"allocatedResources": {"cpu": "1", "memory": "1Mi"}}));
+    let wanted = status(json!({"allocatedResources": {"cpu": "2"}, "resources": {"requests": {"cpu": "2"}}}));
+    assert_eq!(
+        patch(&base, &wanted).unwrap(),
+        json!({"allocatedResources": {"cpu": "2", "memory": null}, "resources": {"requests": {"cpu": "2"}}})
+    );
+    let empty = status(json!({"resources": {}}));
+    assert_eq!(patch(&status(json!({})), &empty).unwrap(), json!({"resources": {}}));
+    assert_eq!(patch(&empty, &status(json!({"resources": {"limits": {}}}))), None);
+}
