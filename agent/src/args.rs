@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::join_args::JoinArgs;
+use crate::node_args::NodeArgs;
+
 /// A Kubernetes node in one small binary.
 #[derive(Debug, Parser)]
 #[command(name = "coracle", version, about, args_override_self = true)]
@@ -63,13 +66,19 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub state: StateArgs,
 
+    #[command(flatten)]
+    pub join: JoinArgs,
+
+    #[command(flatten)]
+    pub node: NodeArgs,
+
     /// Settings file: the names of these flags as keys
     #[arg(long, value_name = "FILE", default_value = crate::config_file::DEFAULT)]
     pub config: PathBuf,
 
     /// Folder of manifests: v1 Pods, and the ConfigMaps and Secrets they use, as YAML or JSON
     #[arg(long, visible_alias = "pod-manifest-path", value_name = "DIR")]
-    pub manifests: PathBuf,
+    pub manifests: Option<PathBuf>,
 
     /// Folder for images and container file systems
     #[arg(long, value_name = "DIR", default_value = "/var/lib/coracle")]
@@ -119,9 +128,9 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "DIR", value_delimiter = ',', default_values = ["/opt/cni/bin", "/usr/lib/cni"])]
     pub cni_bin_dir: Vec<PathBuf>,
 
-    /// Addresses of the pods' bridge
-    #[arg(long, value_name = "CIDR", default_value = "10.88.0.0/16")]
-    pub pod_cidr: String,
+    /// Addresses of the pods' bridge; 10.88.0.0/16 if not given, and in a cluster what it gives the node
+    #[arg(long, value_name = "CIDR")]
+    pub pod_cidr: Option<String>,
 
     /// Name of the pods' bridge
     #[arg(long, value_name = "NAME", default_value = "cni-coracle0")]
@@ -343,7 +352,7 @@ mod tests {
             "--manifests=/b",
         ]);
         let Ok(Cli { command: Command::Run(run) }) = cli else { panic!("{cli:?}") };
-        assert_eq!(run.manifests, PathBuf::from("/b"));
+        assert_eq!(run.manifests, Some(PathBuf::from("/b")));
         assert!(!run.seccomp_default);
     }
 }

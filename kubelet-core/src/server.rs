@@ -25,7 +25,6 @@ use std::sync::Arc;
 
 use coracle_cluster::Cluster;
 use coracle_cri::{ImageService, RuntimeService};
-use rustls::RootCertStore;
 use rustls::server::ResolvesServerCert;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -48,8 +47,8 @@ pub struct ServerConfig {
     pub node_name: String,
     /// The serving certificate; asked for at each handshake, so that it may change.
     pub certificates: Arc<dyn ResolvesServerCert>,
-    /// Whose client certificates are trusted (`authentication.x509.clientCAFile`); followed.
-    pub client_authorities: watch::Receiver<Arc<RootCertStore>>,
+    /// Whose client certificates are trusted, in PEM (`authentication.x509.clientCAFile`); followed.
+    pub client_authorities: watch::Receiver<Arc<Vec<u8>>>,
     /// Whether bearer tokens are reviewed by the API server (`authentication.webhook.enabled`).
     pub authenticate_tokens: bool,
     /// Whether permissions are (`authorization.mode: Webhook`); otherwise whoever is known may everything.
@@ -107,6 +106,7 @@ struct Shared {
     config: ServerConfig,
     parts: ServerParts,
     auth: Auth,
+    trust: tls::Trust,
     stats: StatsCache,
     started: i64,
 }
@@ -125,7 +125,8 @@ impl Server {
             .map(|cluster| Arc::new(Reviewer::new(cluster, config.node_name.clone(), config.clock.clone())));
         let auth = Auth { reviewer, tokens: config.authenticate_tokens, webhook: config.authorize };
         let started = config.clock.now().wall_nanos;
-        let shared = Arc::new(Shared { config, parts, auth, stats: StatsCache::default(), started });
+        let (trust, stats) = (tls::Trust::new(config.client_authorities.clone()), StatsCache::default());
+        let shared = Arc::new(Shared { config, parts, auth, trust, stats, started });
         let mut tasks = JoinSet::new();
         tasks.spawn(connection::serve(listener, TlsAcceptor::from(Arc::new(tls)), shared));
         Ok(Self { address, _tasks: tasks })

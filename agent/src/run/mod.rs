@@ -7,6 +7,8 @@
 mod addresses;
 mod airgap;
 mod images;
+mod joined;
+mod node_api;
 mod recorder;
 mod serve;
 mod settings;
@@ -22,11 +24,13 @@ use coracle_kubelet_core::api::{Pod, PodStatus};
 use coracle_kubelet_core::clock::Clock;
 use coracle_kubelet_core::events::{EventRecorder, EventType};
 use coracle_kubelet_core::kubelet::{Kubelet, PodView};
+use coracle_kubelet_core::objects::ObjectSource;
 use coracle_kubelet_core::sandbox_config::pod_log_dir;
-use coracle_kubelet_core::source::{ManifestDir, ManifestDirConfig};
+use coracle_kubelet_core::source::{ManifestDir, ManifestDirConfig, PodSet};
 use coracle_runtime::Runtime;
 use rustix::fs::FlockOperation;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::args::RunArgs;
@@ -34,6 +38,7 @@ use crate::check::{self, Severity};
 use crate::socket::{PodRecord, VERSION};
 use crate::{logging, notify, pod_files};
 
+use self::joined::Tie;
 use self::settings::Settings;
 
 /// What ends with the agent gets so long to finish what it is at.
@@ -130,24 +135,54 @@ fn last_statuses(state_dir: &Path) -> BTreeMap<Arc<str>, Arc<PodStatus>> {
     records.into_iter().map(by_uid).collect()
 }
 
+/// The folder of manifests, if there is one. In a cluster the objects are the API server's, and a static pod must not
+/// depend on it: its manifest may not refer to any.
+async fn folder(
+    path: Option<PathBuf>,
+    node_name: String,
+    allow_object_references: bool,
+) -> Result<Option<ManifestDir>> {
+    let Some(path) = path else { return Ok(None) };
+    let config = ManifestDirConfig { path, node_name, allow_object_references, clock: Clock::system() };
+    Ok(Some(ManifestDir::start(config).await?))
+}
+
 async fn supervise(settings: Settings) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
     let listener = serve::bind(&settings.state_dir)?;
     let runtime = Runtime::start(settings.runtime).await.context("the container runtime cannot start")?;
     airgap::load(runtime.images(), &settings.images_dir, &settings.data_dir).await;
-    let source = ManifestDir::start(ManifestDirConfig {
-        path: settings.manifests.clone(),
-        node_name: settings.node_name.clone(),
-        allow_object_references: true,
-        clock: Clock::system(),
-    })
-    .await?;
+    let source =
+        folder(settings.manifests.clone(), settings.node_name.clone(), settings.cluster.is_none()).await?;
+    let folder_pods = source.as_ref().map_or_else(|| watch::channel(PodSet::default()).1, ManifestDir::pods);
     let log_root = settings.kubelet.resources.log_root.clone();
     let mut config = settings.kubelet;
     config.last_statuses = last_statuses(&settings.state_dir);
-    let kubelet =
-        Kubelet::start(config, runtime.clone(), runtime.clone(), source.pods(), source.objects()).await?;
+    let mut tie = match settings.cluster {
+        None => None,
+        Some(cluster) => {
+            let begun = Tie::begin(cluster, settings.node_ip, folder_pods.clone());
+            tokio::select! {
+                // Cancel-safe: a join that is cut off is begun anew by the next start.
+                tie = begun => Some(tie?),
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+            }
+        }
+    };
+    let (pods, objects): (_, Arc<dyn ObjectSource>) = match (&tie, &source) {
+        (Some(tie), _) => {
+            config.sources_seen = Some(tie.pods.sources_seen());
+            (tie.pods.pods(), tie.pods.objects())
+        }
+        (None, Some(source)) => (folder_pods, source.objects()),
+        (None, None) => bail!("nothing says what to run"),
+    };
+    let kubelet = Kubelet::start(config, runtime.clone(), runtime.clone(), pods, objects).await?;
+    if let Some(tie) = &mut tie {
+        tie.follow(&kubelet, runtime.clone()).await?;
+    }
     let events = kubelet.events().clone();
     events.node(&settings.node_name, EventType::Normal, "Starting", "Starting coracle.".to_owned());
     let node = Arc::new(Node { kubelet, runtime: runtime.clone(), events, log_root });
@@ -158,7 +193,7 @@ async fn supervise(settings: Settings) -> Result<()> {
     tracing::info!(
         node = %settings.node_name,
         address = %settings.node_ip,
-        manifests = %settings.manifests.display(),
+        manifests = settings.manifests.as_ref().map(|path| path.display().to_string()),
         "node runs"
     );
 
@@ -170,6 +205,7 @@ async fn supervise(settings: Settings) -> Result<()> {
     tracing::info!(signal = name, "agent ends; the pods run on");
     notify::send("STOPPING=1");
     drop(source);
+    drop(tie);
     tasks.shutdown().await;
     if let Some(node) = Arc::into_inner(node)
         && tokio::time::timeout(DRAIN_LIMIT, node.kubelet.drain()).await.is_err()

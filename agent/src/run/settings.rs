@@ -3,8 +3,10 @@
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use coracle_bootstrap::{JoinConfig, Serving};
 use coracle_kubelet_core::api::Quantity;
 use coracle_kubelet_core::gc::GcPolicy;
 use coracle_kubelet_core::kubelet::{HousekeepingConfig, KubeletConfig};
@@ -15,20 +17,33 @@ use coracle_runtime::image::Registries;
 use coracle_runtime::{BridgeNetwork, CgroupDriver, CniConfig, Config as RuntimeConfig, Maker};
 
 use super::addresses;
+use super::node_api::NodeSettings;
 use crate::args::{self, RunArgs};
 use crate::shim_file;
+
+/// Addresses of pods of a node on its own.
+const POD_CIDR: &str = "10.88.0.0/16";
 
 /// What the agent is started with.
 pub(super) struct Settings {
     pub(super) state_dir: PathBuf,
     pub(super) data_dir: PathBuf,
     pub(super) images_dir: PathBuf,
-    pub(super) manifests: PathBuf,
+    pub(super) manifests: Option<PathBuf>,
     pub(super) node_name: String,
     pub(super) node_ip: IpAddr,
     pub(super) oci_runtime: Option<PathBuf>,
     pub(super) runtime: RuntimeConfig,
     pub(super) kubelet: KubeletConfig,
+    /// None for a node on its own.
+    pub(super) cluster: Option<ClusterSettings>,
+}
+
+/// What ties the node to a cluster.
+pub(super) struct ClusterSettings {
+    pub(super) join: JoinConfig,
+    pub(super) serving: Serving,
+    pub(super) node: NodeSettings,
 }
 
 impl Settings {
@@ -40,11 +55,26 @@ impl Settings {
                 "--image-gc-low-threshold must not be above --image-gc-high-threshold, and both at most 100"
             );
         }
+        // A node waits for its API server as long as it takes.
+        let join = args.join.resolve(&node_name, &args.data_dir, Duration::MAX)?;
+        if join.is_none() && args.manifests.is_none() {
+            bail!(
+                "nothing says what to run: give --manifests with a folder of pods, or --server to join a cluster"
+            );
+        }
+        let cluster = match join {
+            Some(join) => Some(ClusterSettings {
+                join,
+                serving: args.join.serving(),
+                node: NodeSettings::resolve(&args, &node_name, args.node_ip)?,
+            }),
+            None => None,
+        };
         let kubelet = kubelet(&args, &node_name, node_ip)?;
-        let runtime = runtime(&args)?;
+        let runtime = runtime(&args, cluster.is_some())?;
         Ok(Self {
             images_dir: args.images_dir.unwrap_or_else(|| args.data_dir.join("agent/images")),
-            manifests: std::path::absolute(&args.manifests).context("--manifests")?,
+            manifests: args.manifests.map(std::path::absolute).transpose().context("--manifests")?,
             state_dir: args.state.state_dir,
             data_dir: args.data_dir,
             node_name,
@@ -52,11 +82,12 @@ impl Settings {
             oci_runtime: args.oci_runtime,
             runtime,
             kubelet,
+            cluster,
         })
     }
 }
 
-fn runtime(args: &RunArgs) -> Result<RuntimeConfig> {
+fn runtime(args: &RunArgs, is_joined: bool) -> Result<RuntimeConfig> {
     let data_dir = std::path::absolute(&args.data_dir).context("--data-dir")?;
     let state_dir = std::path::absolute(&args.state.state_dir).context("--state-dir")?;
     let shim = shim_file::find(args.shim.as_deref(), &data_dir)?;
@@ -67,10 +98,13 @@ fn runtime(args: &RunArgs) -> Result<RuntimeConfig> {
         args::CgroupDriver::Systemd => CgroupDriver::Systemd,
     };
     config.shim_cgroup = format!("{}/coracle-shims", args.cgroup_root.trim_end_matches('/'));
+    // In a cluster the addresses of pods come with the Node.
+    let own = if is_joined { "" } else { POD_CIDR };
+    let subnet = args.pod_cidr.clone().unwrap_or_else(|| own.to_owned());
     config.cni = CniConfig {
         conf_dir: args.cni_conf_dir.clone(),
         bin_dirs: args.cni_bin_dir.clone(),
-        default: Some(BridgeNetwork { bridge: args.bridge.clone(), subnet: args.pod_cidr.clone() }),
+        default: Some(BridgeNetwork { bridge: args.bridge.clone(), subnet }),
     };
     config.pull_stall = args.image_pull_progress_deadline;
     config.registries = registries(&args.private_registry)?;

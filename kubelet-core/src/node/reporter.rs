@@ -164,7 +164,8 @@ impl Reporter {
             }
             Change::Listed(node) | Change::Applied(node) => {
                 *listed_any = true;
-                self.learn(node)
+                // Until it is registered a Node of this name may be another machine's; a look finds out.
+                if self.registered { self.learn(node) } else { true }
             }
             // A list without the Node: it was deleted while nobody looked.
             Change::Ready if !*listed_any => self.forget(),

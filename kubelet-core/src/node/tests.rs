@@ -1,5 +1,7 @@
 //! Tables for the Node's planning: what is registered, and what is patched when.
 
+mod agent;
+
 use std::collections::BTreeMap;
 
 use coracle_cri::v1::{Image, RuntimeCondition, RuntimeStatus, StatusResponse};

@@ -23,7 +23,7 @@ use tokio_rustls::TlsAcceptor;
 use super::answer::{self, Answer, METRICS, TEXT};
 use super::auth::{Denied, User};
 use super::route::{Route, permission, route};
-use super::{CONNECTIONS, Shared, logs, metrics, pods, stats, tls};
+use super::{CONNECTIONS, Shared, logs, metrics, pods, stats};
 
 /// A handshake takes at most so long.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -104,8 +104,7 @@ impl Client {
         if self.chain.is_empty() {
             return None;
         }
-        let authorities = self.shared.config.client_authorities.borrow().clone();
-        tls::identity(&self.chain, &authorities).map(User::from)
+        self.shared.trust.identity(&self.chain).map(User::from)
     }
 
     async fn answer(&self, route: Route, query: &str, _head: bool) -> Answer {

@@ -18,6 +18,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::CertifiedKey;
 use serde_json::{Value, json};
@@ -119,8 +120,7 @@ impl World {
         let authority = authority("clients");
         let (certificate, key) = leaf(&authority, "node", "nodes");
         let key = rustls::crypto::ring::sign::any_supported_type(&key).unwrap();
-        let mut roots = RootCertStore::empty();
-        roots.add(authority.der().clone()).unwrap();
+        let pem = authority.pem().into_bytes();
         let logs = tempfile::tempdir().unwrap();
         let runtime = FakeRuntime::new();
         let container = run_container(&runtime, logs.path()).await;
@@ -129,7 +129,7 @@ impl World {
             address: ([127, 0, 0, 1], 0).into(),
             node_name: "gateway-7".into(),
             certificates: Arc::new(Fixed(Arc::new(CertifiedKey::new(vec![certificate], key)))),
-            client_authorities: watch::channel(Arc::new(roots)).1,
+            client_authorities: watch::channel(Arc::new(pem)).1,
             authenticate_tokens: true,
             authorize: true,
             configz: json!({ "maxPods": 110 }),

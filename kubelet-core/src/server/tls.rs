@@ -3,14 +3,17 @@
 //! Built once by the server. As a kubelet does, any client certificate is taken during the handshake (with proof of its
 //! key) and judged when a request comes, so that a client with a strange certificate and a good token is served.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ResolvesServerCert, WebPkiClientVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig, SignatureScheme};
+
+use tokio::sync::watch;
 
 use super::subject::{Subject, subject};
 
@@ -80,14 +83,56 @@ impl ClientCertVerifier for AskForCertificate {
     }
 }
 
-/// Who a client's certificates name, if one of the authorities signed them and they are valid now.
-pub(super) fn identity(chain: &[CertificateDer<'_>], authorities: &Arc<RootCertStore>) -> Option<Subject> {
-    let (end_entity, intermediates) = chain.split_first()?;
-    if authorities.is_empty() {
+/// Whose certificates are trusted. Read anew only when the authorities change.
+pub(super) struct Trust {
+    pem: watch::Receiver<Arc<Vec<u8>>>,
+    /// What was read last, and from what.
+    read: Mutex<Option<(Arc<Vec<u8>>, Verifier)>>,
+}
+
+/// None if there is nobody to trust.
+type Verifier = Option<Arc<dyn ClientCertVerifier>>;
+
+impl Trust {
+    pub(super) fn new(pem: watch::Receiver<Arc<Vec<u8>>>) -> Self {
+        Self { pem, read: Mutex::new(None) }
+    }
+
+    /// Who a client's certificates name, if one of the authorities signed them and they are valid now.
+    pub(super) fn identity(&self, chain: &[CertificateDer<'_>]) -> Option<Subject> {
+        let (end_entity, intermediates) = chain.split_first()?;
+        let verifier = self.verifier()?;
+        verifier.verify_client_cert(end_entity, intermediates, UnixTime::now()).ok()?;
+        subject(end_entity)
+    }
+
+    fn verifier(&self) -> Verifier {
+        let pem = self.pem.borrow().clone();
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*read {
+            Some((from, verifier)) if Arc::ptr_eq(from, &pem) => verifier.clone(),
+            _ => {
+                let verifier = verifier_of(&pem);
+                *read = Some((pem, verifier.clone()));
+                verifier
+            }
+        }
+    }
+}
+
+fn verifier_of(pem: &[u8]) -> Verifier {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let added = certificate.map(|certificate| roots.add(certificate));
+        if !matches!(added, Ok(Ok(()))) {
+            tracing::warn!(
+                "one of the cluster's certificate authorities cannot be read; its clients are not known"
+            );
+        }
+    }
+    if roots.is_empty() {
         return None;
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(authorities.clone(), provider).build().ok()?;
-    verifier.verify_client_cert(end_entity, intermediates, UnixTime::now()).ok()?;
-    subject(end_entity)
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().ok()
 }

@@ -22,7 +22,11 @@ struct World {
 impl World {
     async fn new() -> Self {
         let clock = Clock::system();
-        Self { api: FakeApi::start().await, runtime: FakeRuntime::new(), events: EventRecorder::new(clock, 100) }
+        Self {
+            api: FakeApi::start().await,
+            runtime: FakeRuntime::new(),
+            events: EventRecorder::new(clock, 100),
+        }
     }
 
     fn start(&self) -> NodeAgent {
@@ -86,7 +90,8 @@ async fn a_node_registers_renews_its_lease_and_tells_its_network() {
     world.node(is_ready).await;
     world.events_until("NodeReady").await;
     let mut own = agent.node();
-    let own = own.wait_for(|node| node.as_ref().is_some_and(|node| node.status.is_ready())).await.unwrap().clone();
+    let own =
+        own.wait_for(|node| node.as_ref().is_some_and(|node| node.status.is_ready())).await.unwrap().clone();
     assert_eq!(own.unwrap().spec.pod_cidrs, ["10.244.3.0/24"]);
 }
 
@@ -96,7 +101,8 @@ async fn a_node_that_was_deleted_comes_back() {
     let _agent = world.start();
     let before = world.node(is_ready).await;
     world.api.remove(NODES, "", NAME);
-    let after = world.node(|node| is_ready(node) && node["metadata"]["uid"] != before["metadata"]["uid"]).await;
+    let after =
+        world.node(|node| is_ready(node) && node["metadata"]["uid"] != before["metadata"]["uid"]).await;
     assert_ne!(after["metadata"]["uid"], before["metadata"]["uid"]);
 }
 

@@ -1,0 +1,75 @@
+//! The flags of a joined node: what its Node object says, and how its kubelet API is served. A kubelet's names.
+
+use std::net::IpAddr;
+
+use clap::{Args, ValueEnum};
+
+/// Who decides what a known client of the kubelet API may.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub(crate) enum AuthorizationMode {
+    /// The API server, by SubjectAccessReview
+    Webhook,
+    /// Whoever is known may everything
+    AlwaysAllow,
+}
+
+/// Flags that matter once the node has joined a cluster.
+#[derive(Args, Debug)]
+pub(crate) struct NodeArgs {
+    /// Labels of the Node when it registers: key=value,…
+    #[arg(long, value_name = "LABELS", default_value = "")]
+    pub node_labels: String,
+
+    /// Taints of the Node when it registers: key=value:Effect,…
+    #[arg(long, value_name = "TAINTS", default_value = "")]
+    pub register_with_taints: String,
+
+    /// Create the Node if there is none
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", default_value = "true", action = clap::ArgAction::Set)]
+    pub register_node: bool,
+
+    /// Id of the machine at its cloud
+    #[arg(long, value_name = "ID", default_value = "")]
+    pub provider_id: String,
+
+    /// Most pods on this node
+    #[arg(long, value_name = "N", default_value_t = 110)]
+    pub max_pods: u32,
+
+    /// Most pods per processor; 0 for no such limit
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub pods_per_core: u32,
+
+    /// What the node itself needs: cpu=100m,memory=64Mi
+    #[arg(long, value_name = "RESOURCES", default_value = "")]
+    pub kube_reserved: String,
+
+    /// What the rest of the machine needs
+    #[arg(long, value_name = "RESOURCES", default_value = "")]
+    pub system_reserved: String,
+
+    /// Below these the node is under pressure
+    #[arg(
+        long,
+        value_name = "SIGNALS",
+        default_value = "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,imagefs.available<15%,imagefs.inodesFree<5%"
+    )]
+    pub eviction_hard: String,
+
+    /// Address the kubelet API is served on
+    #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
+    pub address: IpAddr,
+
+    /// Port the kubelet API is served on
+    #[arg(long, value_name = "PORT", default_value_t = 10250)]
+    pub port: u16,
+
+    /// Have the API server review bearer tokens of the kubelet API's clients
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", default_value = "true", action = clap::ArgAction::Set)]
+    pub authentication_token_webhook: bool,
+
+    /// Who decides what a client of the kubelet API may
+    #[arg(long, value_enum, default_value = "Webhook")]
+    pub authorization_mode: AuthorizationMode,
+}

@@ -1,0 +1,125 @@
+//! The part of a node that belongs to a cluster: its identity, its pods from the API, its Node and the kubelet API.
+//!
+//! Made by [`super::supervise`] in two steps around the kubelet's start, and dropped by its end. Of its own it has one
+//! task, which hands on what the Node says: to admission what bears on pods, to the serving certificate the addresses.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use anyhow::Result;
+use coracle_bootstrap::{Identity, IdentityConfig, SubjectName};
+use coracle_kubelet_core::admission::{NodeView, Taint};
+use coracle_kubelet_core::api::Node;
+use coracle_kubelet_core::clock::Clock;
+use coracle_kubelet_core::joined::{Joined, JoinedConfig};
+use coracle_kubelet_core::kubelet::Kubelet;
+use coracle_kubelet_core::source::PodSet;
+use coracle_runtime::Runtime;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::node_api::{self, NodeApi, ServingTrust};
+use super::settings::ClusterSettings;
+
+/// A node's tie to its cluster.
+pub(super) struct Tie {
+    settings: ClusterSettings,
+    identity: Identity,
+    pub(super) pods: Joined,
+    view: watch::Sender<Option<Arc<NodeView>>>,
+    addresses: watch::Sender<Vec<SubjectName>>,
+    /// Once the kubelet runs.
+    api: Option<NodeApi>,
+    tasks: JoinSet<()>,
+}
+
+impl Tie {
+    /// Reads or obtains the credentials and begins to read the node's pods. Waits for the API server only on the very
+    /// first join.
+    pub(super) async fn begin(
+        settings: ClusterSettings,
+        node_ip: IpAddr,
+        static_pods: watch::Receiver<PodSet>,
+    ) -> Result<Self> {
+        let node_name = settings.node.node.name.clone();
+        let (addresses, follow) = watch::channel(subjects(&node_name, &[node_ip]));
+        let identity = Identity::start(IdentityConfig {
+            join: settings.join.clone(),
+            serving: settings.serving.clone(),
+            addresses: follow,
+        })
+        .await?;
+        let (view, node) = watch::channel(None);
+        let cluster = identity.cluster();
+        let pods =
+            Joined::start(JoinedConfig { cluster, node_name, static_pods, node, clock: Clock::system() });
+        Ok(Self { settings, identity, pods, view, addresses, api: None, tasks: JoinSet::new() })
+    }
+
+    /// Tells the cluster of the node and its pods from now on.
+    pub(super) async fn follow(&mut self, kubelet: &Kubelet, runtime: Arc<Runtime>) -> Result<()> {
+        self.pods.follow(kubelet);
+        let trust =
+            ServingTrust { certificates: self.identity.serving(), client_authorities: self.identity.ca() };
+        let cluster = self.identity.cluster();
+        let api = node_api::start(&self.settings.node, cluster, trust, kubelet, runtime).await?;
+        let (node, name) = (api.agent.node(), self.settings.node.node.name.clone());
+        self.tasks.spawn(hand_on(node, name, self.view.clone(), self.addresses.clone()));
+        self.api = Some(api);
+        Ok(())
+    }
+}
+
+/// Runs until the Node's keeper ends.
+async fn hand_on(
+    mut node: watch::Receiver<Option<Arc<Node>>>,
+    name: String,
+    view: watch::Sender<Option<Arc<NodeView>>>,
+    addresses: watch::Sender<Vec<SubjectName>>,
+) {
+    node.mark_changed();
+    while node.changed().await.is_ok() {
+        // A Node that was deleted comes back in a moment; until then its last view serves.
+        let Some(now) = node.borrow_and_update().clone() else { continue };
+        let seen = Arc::new(view_of(&now));
+        view.send_if_modified(|known| {
+            let is_news = known.as_ref() != Some(&seen);
+            if is_news {
+                *known = Some(seen);
+            }
+            is_news
+        });
+        let ips: Vec<IpAddr> =
+            now.status.addresses.iter().filter_map(|address| address.address.parse().ok()).collect();
+        let subjects = subjects(&name, &ips);
+        addresses.send_if_modified(|known| {
+            let is_news = !ips.is_empty() && *known != subjects;
+            if is_news {
+                *known = subjects;
+            }
+            is_news
+        });
+    }
+}
+
+fn view_of(node: &Node) -> NodeView {
+    let taint = |taint: &coracle_kubelet_core::api::Taint| Taint {
+        key: taint.key.clone(),
+        value: taint.value.clone(),
+        effect: taint.effect.clone(),
+    };
+    NodeView {
+        name: node.metadata.name.clone(),
+        uid: node.metadata.uid.to_string(),
+        labels: node.metadata.labels.clone(),
+        taints: node.spec.taints.iter().map(taint).collect(),
+        allocatable: node.status.allocatable.clone(),
+    }
+}
+
+/// What the serving certificate vouches for.
+fn subjects(name: &str, ips: &[IpAddr]) -> Vec<SubjectName> {
+    let mut subjects = vec![SubjectName::parse(name)];
+    subjects.extend(ips.iter().map(|ip| SubjectName::parse(&ip.to_string())));
+    subjects
+}

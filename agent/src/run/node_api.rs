@@ -1,0 +1,162 @@
+//! The Node and the kubelet API of a joined node: from flags to what kubelet-core is started with.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use coracle_cluster::Cluster;
+use coracle_kubelet_core::clock::Clock;
+use coracle_kubelet_core::kubelet::Kubelet;
+use coracle_kubelet_core::node::pressure::parse_thresholds;
+use coracle_kubelet_core::node::{
+    NodeAgent, NodeConfig, NodeRuntime, parse_labels, parse_reserved, parse_taints,
+};
+use coracle_kubelet_core::server::{Server, ServerConfig, ServerParts};
+use coracle_runtime::Runtime;
+use rustls::server::ResolvesServerCert;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::args::RunArgs;
+use crate::node_args::{AuthorizationMode, NodeArgs};
+
+/// What the Node says and how its API is served.
+#[derive(Clone, Debug)]
+pub(super) struct NodeSettings {
+    pub(super) node: NodeConfig,
+    address: SocketAddr,
+    authenticate_tokens: bool,
+    authorize: bool,
+    log_root: PathBuf,
+    configz: Value,
+}
+
+impl NodeSettings {
+    pub(super) fn resolve(args: &RunArgs, node_name: &str, node_ip: Option<IpAddr>) -> Result<Self> {
+        let flags = &args.node;
+        let root_dir = std::path::absolute(&args.root_dir).context("--root-dir")?;
+        let node = NodeConfig {
+            node_ips: node_ip.into_iter().collect(),
+            labels: parse_labels(&flags.node_labels).context("--node-labels")?,
+            taints: parse_taints(&flags.register_with_taints).context("--register-with-taints")?,
+            provider_id: flags.provider_id.clone(),
+            register: flags.register_node,
+            max_pods: flags.max_pods,
+            pods_per_core: flags.pods_per_core,
+            kube_reserved: parse_reserved(&flags.kube_reserved).context("--kube-reserved")?,
+            system_reserved: parse_reserved(&flags.system_reserved).context("--system-reserved")?,
+            eviction_hard: parse_thresholds(&flags.eviction_hard).context("--eviction-hard")?,
+            kubelet_port: flags.port,
+            root_dir,
+            ..NodeConfig::new(node_name)
+        };
+        Ok(Self {
+            node,
+            address: SocketAddr::new(flags.address, flags.port),
+            authenticate_tokens: flags.authentication_token_webhook,
+            authorize: flags.authorization_mode == AuthorizationMode::Webhook,
+            log_root: std::path::absolute(&args.pod_logs_dir).context("--pod-logs-dir")?,
+            configz: configz(args, flags),
+        })
+    }
+}
+
+/// The part of a KubeletConfiguration that this node has, by its names.
+fn configz(args: &RunArgs, flags: &NodeArgs) -> Value {
+    let pairs = |text: &str, separator: char| -> Value {
+        let split = |part: &str| part.split_once(separator).map(|(k, v)| (k.to_owned(), Value::from(v)));
+        Value::Object(text.split(',').filter_map(|part| split(part.trim())).collect())
+    };
+    json!({
+        "kind": "KubeletConfiguration",
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "staticPodPath": args.manifests,
+        "address": flags.address,
+        "port": flags.port,
+        "authentication": {
+            "x509": {},
+            "webhook": { "enabled": flags.authentication_token_webhook, "cacheTTL": "2m0s" },
+            "anonymous": { "enabled": false },
+        },
+        "authorization": {
+            "mode": match flags.authorization_mode {
+                AuthorizationMode::Webhook => "Webhook",
+                AuthorizationMode::AlwaysAllow => "AlwaysAllow",
+            },
+            "webhook": { "cacheAuthorizedTTL": "5m0s", "cacheUnauthorizedTTL": "30s" },
+        },
+        "clusterDomain": args.cluster_domain,
+        "clusterDNS": args.cluster_dns,
+        "nodeStatusUpdateFrequency": "10s",
+        "nodeStatusReportFrequency": "5m0s",
+        "nodeLeaseDurationSeconds": 40,
+        "nodeStatusMaxImages": 50,
+        "imageGCHighThresholdPercent": args.image_gc_high_threshold,
+        "imageGCLowThresholdPercent": args.image_gc_low_threshold,
+        "cgroupRoot": args.cgroup_root,
+        "cgroupsPerQOS": true,
+        "maxPods": flags.max_pods,
+        "podsPerCore": flags.pods_per_core,
+        "podPidsLimit": args.pod_max_pids,
+        "resolvConf": args.resolv_conf,
+        "cpuCFSQuotaPeriod": "100ms",
+        "maxParallelImagePulls": args.max_parallel_image_pulls,
+        "evictionHard": pairs(&flags.eviction_hard, '<'),
+        "evictionPressureTransitionPeriod": "5m0s",
+        "containerLogMaxSize": args.container_log_max_size,
+        "containerLogMaxFiles": args.container_log_max_files,
+        "systemReserved": pairs(&flags.system_reserved, '='),
+        "kubeReserved": pairs(&flags.kube_reserved, '='),
+        "seccompDefault": args.seccomp_default,
+        "registerNode": flags.register_node,
+        "podLogsDir": args.pod_logs_dir,
+    })
+}
+
+/// Who the node is to its clients, and whom it trusts.
+pub(super) struct ServingTrust {
+    pub(super) certificates: Arc<dyn ResolvesServerCert>,
+    /// In PEM.
+    pub(super) client_authorities: watch::Receiver<Arc<Vec<u8>>>,
+}
+
+/// What keeps the Node and serves its API; both end when this is dropped.
+pub(super) struct NodeApi {
+    pub(super) agent: NodeAgent,
+    _server: Server,
+}
+
+/// Registers the Node and serves the kubelet API, both in the background.
+pub(super) async fn start(
+    settings: &NodeSettings,
+    cluster: Cluster,
+    trust: ServingTrust,
+    kubelet: &Kubelet,
+    runtime: Arc<Runtime>,
+) -> Result<NodeApi> {
+    let config = ServerConfig {
+        address: settings.address,
+        node_name: settings.node.name.clone(),
+        certificates: trust.certificates,
+        client_authorities: trust.client_authorities,
+        authenticate_tokens: settings.authenticate_tokens,
+        authorize: settings.authorize,
+        configz: settings.configz.clone(),
+        root_dir: settings.node.root_dir.clone(),
+        log_root: settings.log_root.clone(),
+        clock: Clock::system(),
+    };
+    let parts = ServerParts {
+        cluster: Some(cluster.clone()),
+        pods: kubelet.statuses(),
+        runtime: runtime.clone(),
+        images: runtime.clone(),
+        probes: kubelet.probe_counts(),
+    };
+    // Before the Node says that it is ready, its API is.
+    let server = Server::start(config, parts).await?;
+    let cri = NodeRuntime { runtime: runtime.clone(), images: runtime };
+    let agent = NodeAgent::start(settings.node.clone(), cluster, Some(cri), kubelet.events().clone());
+    Ok(NodeApi { agent, _server: server })
+}
