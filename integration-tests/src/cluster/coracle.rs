@@ -39,6 +39,7 @@ pub(super) fn start(
         format!("--cluster-dns={}", cluster.network.dns()),
         // The disk is the developer's own, and may be nearly full.
         "--image-gc-high-threshold=100".to_owned(),
+        "--eviction-hard=memory.available<100Mi".to_owned(),
     ];
     arguments.extend(flags.iter().cloned());
     node.machine.start_service("coracle", Path::new("env"), &arguments)

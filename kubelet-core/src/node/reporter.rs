@@ -242,7 +242,10 @@ impl Reporter {
         }
         let observed = self.parts.publish.borrow().clone();
         let Some(observed) = observed else { return Ok(LOOK_UNREADY) };
-        self.tell_pod_cidrs(&observed).await;
+        if self.tell_pod_cidrs(&observed).await {
+            // The network may be ready because of it.
+            self.observe_runtime().await;
+        }
         let (node, conditions) = self.desired(&observed, &readings, pressures);
         let update = plan::update(&observed, &node, &conditions, &KEPT_LABELS, now.wall());
         self.tell_reboot(&observed);
@@ -313,7 +316,8 @@ impl Reporter {
         let name = self.parts.config.name.clone();
         let now = self.parts.config.clock.now().wall();
         let (mut node, conditions) = self.desired(&Node::default(), readings, pressures);
-        node.status.conditions = plan::merge_conditions(&node.status, &conditions, now).0;
+        let (conditions, _, events) = plan::merge_conditions(&node.status, &conditions, now);
+        node.status.conditions = conditions;
         let mut refused = None;
         if self.parts.config.register {
             let mut body = json!(node);
@@ -323,6 +327,7 @@ impl Reporter {
                 Ok(created) => {
                     tracing::info!(node = %name, "node registered");
                     self.learn(created);
+                    events.into_iter().for_each(|reason| self.event(reason));
                     self.reported = Some(self.parts.config.clock.now().boot);
                     return Ok(());
                 }
@@ -346,6 +351,10 @@ impl Reporter {
             self.wait_for_other_machine(&name).await?;
         }
         self.tell_reboot(&existing);
+        // A restart must not look like a network that went away.
+        if self.tell_pod_cidrs(&existing).await {
+            self.observe_runtime().await;
+        }
         let (node, conditions) = self.desired(&existing, readings, pressures);
         let update = plan::update(&existing, &node, &conditions, &DEFAULT_LABELS, now);
         self.learn(existing);
@@ -416,11 +425,11 @@ impl Reporter {
         }
     }
 
-    /// The runtime makes the pods' network from the CIDRs that the cluster gave the node.
-    async fn tell_pod_cidrs(&mut self, node: &Node) {
-        let Some(cri) = &self.parts.runtime else { return };
+    /// The runtime makes the pods' network from the CIDRs that the cluster gave the node. Whether it was told some.
+    async fn tell_pod_cidrs(&mut self, node: &Node) -> bool {
+        let Some(cri) = &self.parts.runtime else { return false };
         if node.spec.pod_cidrs.is_empty() || node.spec.pod_cidrs == self.pod_cidrs {
-            return;
+            return false;
         }
         let pod_cidr = node.spec.pod_cidrs.join(",");
         let network_config = Some(NetworkConfig { pod_cidr: pod_cidr.clone() });
@@ -430,10 +439,12 @@ impl Reporter {
             Ok(_) => {
                 tracing::info!(%pod_cidr, "the cluster gave this node its pods' addresses");
                 self.pod_cidrs.clone_from(&node.spec.pod_cidrs);
-                // The network may be ready because of it.
-                self.parts.nudge.look();
+                true
             }
-            Err(error) => tracing::warn!(%error, "the runtime does not take the pods' addresses"),
+            Err(error) => {
+                tracing::warn!(%error, "the runtime does not take the pods' addresses");
+                false
+            }
         }
     }
 }
