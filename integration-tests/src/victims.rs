@@ -27,9 +27,8 @@ impl Victim {
                 own
             }
             Self::Maker => pids(|pid| {
-                // A shim names the maker among its arguments.
-                let line = command_line(pid);
-                line.contains(" oci ") && line.contains(&state) && !line.contains("coracle-shim serve ")
+                // Whichever maker it is; a shim has the same folder behind --maker-root.
+                command_line(pid).contains(&format!(" --root {state}"))
             }),
             Self::Worker => pids(|pid| {
                 let is_worker = command_line(pid).contains(" image-worker");

@@ -7,7 +7,8 @@ mod support;
 use std::process::Command;
 
 use coracle_integration_tests::Executables;
-use support::{Fixture, is_running, pod};
+use coracle_integration_tests::node::Node;
+use support::{Fixture, LIMIT, is_running, pod};
 
 #[test]
 #[ignore = "needs a kernel booted so: `cargo xtask guest --kernel-arg cgroup_disable=memory` runs it"]
@@ -20,7 +21,8 @@ fn pods_run_unlimited_and_the_cure_is_told() {
     fixture.put("big.yaml", &pod("big", &["fill", "32"], limits));
     let big = fixture.wait_pod("big", "a pod beyond its memory limit runs", is_running);
     assert_eq!(big["status"]["containerStatuses"][0]["restartCount"].as_i64().unwrap_or(0), 0, "{big}");
-    assert!(fixture.node.ask(&["logs", "big"]).unwrap().contains("holding 32 MiB"));
+    let holds = |node: &Node| Ok(node.ask(&["logs", "big"])?.contains("holding 32 MiB"));
+    fixture.node.wait("it holds more than its limit", LIMIT, holds).unwrap();
 
     let cure = "cgroup_enable=memory cgroup_memory=1";
     let log = fixture.node.log();
