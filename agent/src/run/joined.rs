@@ -3,13 +3,13 @@
 //! Made by [`super::supervise`] in two steps around the kubelet's start, and dropped by its end. Of its own it has one
 //! task, which hands on what the Node says: to admission what bears on pods, to the serving certificate the addresses.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::Result;
 use coracle_bootstrap::{Identity, IdentityConfig, SubjectName};
-use coracle_kubelet_core::admission::{NodeView, Taint};
-use coracle_kubelet_core::api::Node;
+use coracle_kubelet_core::api::{Node, ResourceList, Taint};
 use coracle_kubelet_core::clock::Clock;
 use coracle_kubelet_core::joined::{Joined, JoinedConfig};
 use coracle_kubelet_core::kubelet::Kubelet;
@@ -26,7 +26,7 @@ pub(super) struct Tie {
     settings: ClusterSettings,
     identity: Identity,
     pub(super) pods: Joined,
-    view: watch::Sender<Option<Arc<NodeView>>>,
+    view: watch::Sender<Option<Arc<Node>>>,
     addresses: watch::Sender<Vec<SubjectName>>,
     /// Once the kubelet runs.
     api: Option<NodeApi>,
@@ -74,18 +74,17 @@ impl Tie {
 async fn hand_on(
     mut node: watch::Receiver<Option<Arc<Node>>>,
     name: String,
-    view: watch::Sender<Option<Arc<NodeView>>>,
+    view: watch::Sender<Option<Arc<Node>>>,
     addresses: watch::Sender<Vec<SubjectName>>,
 ) {
     node.mark_changed();
     while node.changed().await.is_ok() {
         // A Node that was deleted comes back in a moment; until then its last view serves.
         let Some(now) = node.borrow_and_update().clone() else { continue };
-        let seen = Arc::new(view_of(&now));
         view.send_if_modified(|known| {
-            let is_news = known.as_ref() != Some(&seen);
+            let is_news = known.as_deref().is_none_or(|known| bears_on_pods(known) != bears_on_pods(&now));
             if is_news {
-                *known = Some(seen);
+                *known = Some(now.clone());
             }
             is_news
         });
@@ -102,19 +101,9 @@ async fn hand_on(
     }
 }
 
-fn view_of(node: &Node) -> NodeView {
-    let taint = |taint: &coracle_kubelet_core::api::Taint| Taint {
-        key: taint.key.clone(),
-        value: taint.value.clone(),
-        effect: taint.effect.clone(),
-    };
-    NodeView {
-        name: node.metadata.name.clone(),
-        uid: node.metadata.uid.to_string(),
-        labels: node.metadata.labels.clone(),
-        taints: node.spec.taints.iter().map(taint).collect(),
-        allocatable: node.status.allocatable.clone(),
-    }
+/// What admission and mirrors read of a Node; the rest changes with every report.
+fn bears_on_pods(node: &Node) -> (&str, &BTreeMap<String, String>, &[Taint], &ResourceList) {
+    (&node.metadata.uid, &node.metadata.labels, &node.spec.taints, &node.status.allocatable)
 }
 
 /// What the serving certificate vouches for.
