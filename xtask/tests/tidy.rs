@@ -4,10 +4,13 @@
 use std::path::{Path, PathBuf};
 
 /// Crates that other programs depend on.
-const LIBRARIES: [&str; 6] = ["cri", "shim", "cluster", "bootstrap", "runtime", "kubelet-core"];
+const LIBRARIES: [&str; 7] = ["cri", "streaming", "shim", "cluster", "bootstrap", "runtime", "kubelet-core"];
 
 /// Files that take data and `now`, and return data.
-const PURE: [&str; 24] = [
+const PURE: [&str; 27] = [
+    "streaming/src/spdy",
+    "streaming/src/websocket",
+    "streaming/src/channel",
     "kubelet-core/src/node/desired",
     "kubelet-core/src/node/plan",
     "kubelet-core/src/node/pressure",
