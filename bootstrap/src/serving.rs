@@ -96,7 +96,7 @@ pub(crate) fn start(
     let run = async move {
         match serving {
             Serving::SelfSigned => task.vouch().await,
-            Serving::Request => task.request().await,
+            Serving::Request => task.request(names).await,
             Serving::Files { certificate, key } => task.read(&certificate, &key).await,
         }
     };
@@ -131,8 +131,8 @@ impl Task {
         }
     }
 
-    /// Keeps a certificate signed by the cluster for the addresses of the moment.
-    async fn request(mut self) {
+    /// Keeps a certificate signed by the cluster for the addresses of the moment. `offered` is vouched for already.
+    async fn request(mut self, mut offered: Vec<SubjectName>) {
         loop {
             let names = sorted(&self.addresses.borrow_and_update());
             let held = kept(&self.files, &names);
@@ -148,9 +148,10 @@ impl Task {
                 subject: Subject::of_node(&self.files.node_name),
                 names: &names,
             };
-            if held.is_none() {
+            if held.is_none() && names != offered {
                 self.offer_self_signed();
             }
+            offered.clone_from(&names);
             let clock = self.files.clock.clone();
             let obtain = async {
                 if names.is_empty() {

@@ -14,13 +14,13 @@ use kube::core::params::{DeleteParams, GetParams, ListParams, PostParams, Precon
 use kube::core::request::{Error as RequestError, Request};
 use serde::Deserialize;
 use serde_json::Value;
-use serde_json::value::RawValue;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::access::Access;
 use crate::error::ApiError;
 use crate::event;
+use crate::items::{Items, TooLarge};
 use crate::lines::LINE_LIMIT;
 use crate::patience::Patience;
 use crate::pool::{Connection, Pool, Service, TransportError};
@@ -30,8 +30,8 @@ use crate::watch::{Change, Watcher};
 /// Objects per page of a list.
 const PAGE: u32 = 250;
 
-/// The largest page that is read.
-const PAGE_LIMIT: usize = 64 << 20;
+/// A server that asks for a longer pause is asked again all the same.
+const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
 /// A cluster's API. Cheap to clone; servers and credentials may change under it.
 #[derive(Clone)]
@@ -269,15 +269,9 @@ impl Cluster {
             ..ListParams::default()
         };
         let request = collection::<K>(scope.namespace.as_deref()).list(&params);
-        let body = self.answer(&what, request, PAGE_LIMIT).await?;
-        let list: RawList<'_> = serde_json::from_slice(&body)
-            .map_err(|source| ApiError::Decode { what: what.to_string(), source })?;
-        let objects = list.items.unwrap_or_default().into_iter().map(|item| event::object(item.get()));
-        Ok(Page {
-            objects: objects.collect(),
-            version: list.metadata.resource_version,
-            token: list.metadata.token.filter(|token| !token.is_empty()),
-        })
+        let request = request.map_err(|source| ApiError::Request { what: what.to_string(), source })?;
+        let (body, deadline) = self.open(&what, request).await?;
+        self.within(&what, deadline, read_page(&what, body)).await
     }
 
     /// The whole body of a good answer.
@@ -288,21 +282,25 @@ impl Cluster {
         limit: usize,
     ) -> Result<Bytes, ApiError> {
         let request = request.map_err(|source| ApiError::Request { what: what.to_string(), source })?;
+        let (body, deadline) = self.open(what, request).await?;
+        self.within(what, deadline, read(what, body, limit)).await
+    }
+
+    /// Asks, and waits out short pauses that the server asks for. A good answer's body is to be read by the deadline.
+    async fn open(
+        &self,
+        what: &What<'_>,
+        request: http::Request<Vec<u8>>,
+    ) -> Result<(Body, Instant), ApiError> {
         let (parts, body) = request.into_parts();
         let body = Bytes::from(body);
-        let after = self.patience().request;
-        let deadline = Instant::now() + after;
+        let deadline = Instant::now() + self.patience().request;
         let mut pauses = 0;
         loop {
             let request = http::Request::from_parts(parts.clone(), Body::from(body.clone()));
-            let exchange = async {
-                let response = self.send(what, request).await?;
-                read(what, response.into_body(), limit).await
-            };
-            let error = match tokio::time::timeout_at(deadline, exchange).await {
-                Ok(Ok(body)) => return Ok(body),
-                Ok(Err(error)) => error,
-                Err(_) => return Err(ApiError::Deadline { what: what.to_string(), after }),
+            let error = match self.within(what, deadline, self.send(what, request)).await {
+                Ok(response) => return Ok((response.into_body(), deadline)),
+                Err(error) => error,
             };
             // A server that names a pause has not begun with the request; a short one is waited out here.
             match error.retry_after() {
@@ -312,6 +310,19 @@ impl Cluster {
                 }
                 _ => return Err(error),
             }
+        }
+    }
+
+    async fn within<T>(
+        &self,
+        what: &What<'_>,
+        deadline: Instant,
+        step: impl Future<Output = Result<T, ApiError>>,
+    ) -> Result<T, ApiError> {
+        let after = self.patience().request;
+        match tokio::time::timeout_at(deadline, step).await {
+            Ok(result) => result,
+            Err(_) => Err(ApiError::Deadline { what: what.to_string(), after }),
         }
     }
 
@@ -338,7 +349,8 @@ impl Cluster {
         status.code = code;
         let told =
             status.details.as_ref().map(|details| details.retry_after_seconds).filter(|told| *told > 0);
-        let retry_after = retry_after.or(told.map(|told| Duration::from_secs(told.into())));
+        let retry_after =
+            retry_after.or(told.map(|told| Duration::from_secs(told.into()).min(LONGEST_PAUSE)));
         Err(ApiError::Status { what: what.to_string(), status: Box::new(status), retry_after })
     }
 }
@@ -384,7 +396,7 @@ fn transport(what: &What<'_>, error: kube::Error) -> ApiError {
 
 fn retry_after(headers: &http::HeaderMap) -> Option<Duration> {
     let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
+    Some(Duration::from_secs(seconds).min(LONGEST_PAUSE))
 }
 
 /// A page of a list.
@@ -394,12 +406,26 @@ pub(crate) struct Page<K> {
     pub(crate) token: Option<String>,
 }
 
+/// Decodes the items of a page as they come.
+async fn read_page<K: Object>(what: &What<'_>, mut body: Body) -> Result<Page<K>, ApiError> {
+    let mut items = Items::default();
+    let mut objects = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| transport(what, error))?;
+        let Ok(data) = frame.into_data() else { continue };
+        items
+            .push(&data, LINE_LIMIT, |item| objects.push(event::object(item)))
+            .map_err(|TooLarge| ApiError::TooLarge { what: what.to_string(), limit: LINE_LIMIT })?;
+    }
+    let list: List = serde_json::from_slice(items.around())
+        .map_err(|source| ApiError::Decode { what: what.to_string(), source })?;
+    let token = list.metadata.token.filter(|token| !token.is_empty());
+    Ok(Page { objects, version: list.metadata.resource_version, token })
+}
+
 #[derive(Deserialize)]
-struct RawList<'a> {
+struct List {
     metadata: ListMeta,
-    /// Null where there is none.
-    #[serde(borrow)]
-    items: Option<Vec<&'a RawValue>>,
 }
 
 #[derive(Deserialize)]

@@ -72,9 +72,9 @@ pub(crate) fn decode<K: Object>(line: &[u8]) -> (Event<K>, Option<String>) {
 }
 
 /// Decodes one item of a list.
-pub(crate) fn object<K: Object>(text: &str) -> Result<K, Unreadable> {
-    serde_json::from_str(text).map_err(|error| {
-        serde_json::from_str::<HeadObject<'_>>(text).map_or_else(
+pub(crate) fn object<K: Object>(text: &[u8]) -> Result<K, Unreadable> {
+    serde_json::from_slice(text).map_err(|error| {
+        serde_json::from_slice::<HeadObject<'_>>(text).map_or_else(
             |_| Unreadable { name: "(unknown)".to_owned(), uid: String::new(), error: unit_error() },
             |object| object.metadata.unreadable(error),
         )

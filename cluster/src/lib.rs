@@ -43,6 +43,7 @@ mod client;
 mod connect;
 mod error;
 mod event;
+mod items;
 mod lines;
 mod patience;
 mod pool;
