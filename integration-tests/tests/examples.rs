@@ -129,6 +129,36 @@ fn the_pods_of_any_cri_runtime_are_listed() {
     assert!(is_listed, "{}", std::fs::read_to_string(place.base.join("log")).unwrap());
 }
 
+/// As far as a scripted API server allows: it says of nodes what the test says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_controller_tells_which_nodes_become_ready() {
+    const NODES: &str = "/api/v1/nodes";
+    let node = |ready: &str| {
+        serde_json::json!({"metadata": {"name": "edge-1"},
+                           "status": {"conditions": [{"type": "Ready", "status": ready}]}})
+    };
+    let api = coracle_cluster::testing::FakeApi::start().await;
+    api.put(NODES, node("False"));
+    let out = std::env::temp_dir().join(format!("coracle-node-readiness-{}", std::process::id()));
+    let mut child = Command::new(target_dir().join("debug/node_readiness"))
+        .arg(format!("http://{}", api.address()))
+        .stdin(Stdio::null())
+        .stdout(std::fs::File::create(&out).unwrap())
+        .spawn()
+        .unwrap();
+    let noted = |ready: &'static str| {
+        move |node: &serde_json::Value| node["metadata"]["annotations"]["example.com/was-ready"] == ready
+    };
+    api.wait_for(NODES, "", "edge-1", noted("false")).await;
+    api.put(NODES, node("True"));
+    api.wait_for(NODES, "", "edge-1", noted("true")).await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let said = std::fs::read_to_string(&out).unwrap();
+    std::fs::remove_file(&out).unwrap();
+    assert_eq!(said, "edge-1 NotReady\nedge-1 Ready\n");
+}
+
 fn wait(what: &str, mut is_so: impl FnMut() -> bool, out: &Path) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !is_so() {
