@@ -4,8 +4,8 @@ use anyhow::{Context, Result, bail};
 
 use coracle_integration_tests::cluster::machine::Machine;
 use coracle_integration_tests::cluster::{Cluster, Kind, Options};
-use coracle_integration_tests::images;
 use coracle_integration_tests::peers::{CNI, CONTROL_PLANE, Peers, REFERENCE_NODE};
+use coracle_integration_tests::{Executables, images};
 
 use crate::{artifacts, peers, setup};
 
@@ -73,7 +73,7 @@ fn write_images() -> Result<()> {
     let peers = Peers::new();
     let is_whole = peers.program("agnhost").is_ok() && setup::has_suites();
     let set = if is_whole { images::Set::Conformance } else { images::Set::Basic };
-    let example = coracle_integration_tests::Executables::of_this_build().example;
+    let example = Executables::of_this_build().example;
     images::write(&peers, set, Some(example.as_path()).filter(|path| path.exists()))
 }
 
@@ -117,7 +117,8 @@ fn add(words: &[&str]) -> Result<()> {
         Some(_) => {
             // The conflist is the same for both kinds, and so are its plugins.
             peers::ensure(CNI)?;
-            Kind::Coracle { executables: artifacts::build()?, flags: after(words, "--") }
+            let executables = artifacts::given_or_built()?;
+            Kind::Coracle { executables, flags: after(words, "--") }
         }
         None => bail!("which kind of node? --reference or --coracle"),
     };

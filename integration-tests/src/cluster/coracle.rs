@@ -18,6 +18,7 @@ pub(super) fn start(
     let mirror =
         format!("mirrors:\n  \"*\":\n    endpoint: [\"http://{}:5000\"]\n", cluster.network.control_plane());
     write(node, "registries.yaml", &mirror)?;
+    write(node, "token", &format!("{}\n", cluster.join.token))?;
     std::fs::create_dir_all(node.files().join("manifests")).context("cannot create the manifests' folder")?;
     let plugins = cluster.peers.program("bridge")?;
     let plugins = plugins.parent().context("a program lies in a folder")?;
@@ -26,7 +27,7 @@ pub(super) fn start(
         executables.coracle.display().to_string(),
         "run".to_owned(),
         format!("--server={}", cluster.join.server),
-        format!("--token={}", cluster.join.token),
+        "--token-file=/var/lib/node/token".to_owned(),
         format!("--ca-cert-hash={}", cluster.join.ca_cert_hash),
         format!("--hostname-override={}", node.machine.name),
         format!("--node-ip={}", cluster.network.node(node.index)),
@@ -39,7 +40,7 @@ pub(super) fn start(
         format!("--cluster-dns={}", cluster.network.dns()),
         // The disk is the developer's own, and may be nearly full.
         "--image-gc-high-threshold=100".to_owned(),
-        "--eviction-hard=memory.available<100Mi".to_owned(),
+        "--eviction-hard=memory.available<100Mi,nodefs.available<1%,imagefs.available<1%".to_owned(),
     ];
     arguments.extend(flags.iter().cloned());
     node.machine.start_service("coracle", Path::new("env"), &arguments)

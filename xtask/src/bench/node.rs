@@ -38,7 +38,8 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
     for names in [CONTROL_PLANE, CNI, REFERENCE_NODE] {
         peers::ensure(names)?;
     }
-    let built = if kinds.contains(&"coracle") { artifacts::build()? } else { artifacts::build_small()? };
+    let built =
+        if kinds.contains(&"coracle") { artifacts::given_or_built()? } else { artifacts::build_small()? };
     images::write(&Peers::new(), Set::Basic, Some(&built.example))?;
     let (mut ours, mut reference) = (Vec::new(), Vec::new());
     for kind in kinds {
@@ -241,9 +242,9 @@ fn own_processes(node: &Node) -> Vec<u32> {
 fn count_bytes(cluster: &Cluster) -> Result<()> {
     let (server, node) = (cluster.network.control_plane(), cluster.network.node(0));
     let rules = format!(
-        "table ip bench {{ counter api {{ }}\n chain in {{ type filter hook input priority 0; ip saddr {node} ip daddr \
+        "table ip bench {{\n counter api {{ }}\n chain in {{ type filter hook input priority 0; ip saddr {node} ip daddr \
          {server} tcp dport 6443 counter name api; }}\n chain out {{ type filter hook output priority 0; ip saddr \
-         {server} ip daddr {node} tcp sport 6443 counter name api; }} }}"
+         {server} ip daddr {node} tcp sport 6443 counter name api; }}\n}}"
     );
     cluster.control_plane().run(&["nft", &rules]).map(drop)
 }
