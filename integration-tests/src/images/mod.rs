@@ -76,6 +76,10 @@ fn conformance(storage: &Storage, peers: &Peers) -> Result<()> {
             rootfs.linked_program(name, Path::new(path))?;
         }
         rootfs.folder("uploads", 0o755)?;
+        // What its servers of HTTPS serve with; clients of the suite do not check it.
+        let served = rcgen::generate_simple_self_signed(["localhost".to_owned()]).context("no certificate")?;
+        rootfs.file("localhost.crt", served.cert.pem().as_bytes(), 0o644)?;
+        rootfs.file("localhost.key", served.signing_key.serialize_pem().as_bytes(), 0o644)?;
         rootfs.users(&[("user-defined-in-image", 1000)])?;
         let groups = "root:x:0:\nuser-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n";
         rootfs.file("etc/group", groups.as_bytes(), 0o644)?;
