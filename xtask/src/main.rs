@@ -46,6 +46,8 @@ cargo xtask COMMAND
   cluster kill | start MACHINE SERVICE       such as `control-plane kube-apiserver` or `node-0 coracle`
   cluster down   end it and take away all it made
   cluster-test   the tests that need such a cluster
+  streaming-peers [FILTER]
+                 coracle-streaming against Kubernetes' own clients and streaming server
   conformance    Kubernetes' conformance specs on the reference and on coracle, and where they differ
                  [--focus sig-node|RE] [--nodes N] [--node coracle|reference] [--procs N]
   dist           one self-contained coracle in target/dist
@@ -64,6 +66,7 @@ fn main() -> Result<()> {
         ["test", filter @ ..] => test::run(filter),
         ["ci"] => ci::run(),
         ["cluster-test", filter @ ..] => test::with_cluster(filter),
+        ["streaming-peers", filter @ ..] => test::with_streaming_peers(filter),
         ["peers", names @ ..] => peers::run(names),
         ["cluster", words @ ..] => cluster::run(words),
         ["conformance", words @ ..] => conformance::run(words),

@@ -32,6 +32,13 @@ pub(crate) fn with_cluster(filter: &[&str]) -> Result<()> {
     process::run(process::command("cargo", arguments).arg("--test-threads=1").args(filter))
 }
 
+/// `coracle-streaming` against Go programs that stand on Kubernetes' own libraries; the test builds them.
+pub(crate) fn with_streaming_peers(filter: &[&str]) -> Result<()> {
+    setup::for_peers()?;
+    let arguments = ["test", "--package", "coracle-streaming", "--test", "peers", "--"];
+    process::run(process::command("cargo", arguments).args(filter))
+}
+
 /// The chaos tests with so many moments each, on the executables as they ship; with one kind of victim, or all.
 pub(crate) fn chaos(options: &[&str]) -> Result<()> {
     let (mut moments, mut filter) = ("200", None);
