@@ -111,7 +111,7 @@ pub struct Access {
 
 impl Access {
     /// What a [`rustls::ClientConfig`] for an API server should offer: one HTTP/2 connection carries every watch,
-    /// which costs less than a connection each.
+    /// which costs less than a connection each (measured: 270 KiB and 7 KiB per watch, against 34 KiB per watch).
     pub const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
     /// One server without credentials and without TLS: tests, `kubectl proxy`.
