@@ -163,10 +163,14 @@ impl State {
                 });
                 self.unread += added;
             }
-            Event::Reset(stream) => self.with(stream, |state| {
-                state.reset = true;
-                state.remote_done = true;
-            }),
+            Event::Reset(stream) => {
+                self.with(stream, |state| {
+                    state.reset = true;
+                    state.remote_done = true;
+                });
+                // One of them may wait for room on a stream that is over.
+                self.wake_writers();
+            }
             Event::Nothing => {}
             Event::Goodbye { last: false } => self.goodbye = true,
             Event::Goodbye { last: true } => {
@@ -182,7 +186,6 @@ impl State {
             change(state);
             state.wake();
         }
-        self.wake_writers();
     }
 
     fn close(&mut self) {
@@ -254,19 +257,20 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Takes an upgraded connection. Must be called within a tokio runtime.
-    pub(crate) fn new<IO>(io: IO, wire: Box<dyn Wire>, accepting: bool) -> Self
+    /// Takes an upgraded connection, which ends when for `idle` nothing moved, or up to twice as long. Must be called
+    /// within a tokio runtime.
+    pub(crate) fn new<IO>(io: IO, wire: Box<dyn Wire>, accepting: bool, idle: Option<Duration>) -> Self
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        Self::start(io, Shared::new(wire, accepting))
+        Self::start(io, Shared::new(wire, accepting), idle)
     }
 
-    fn start<IO>(io: IO, shared: Arc<Shared>) -> Self
+    fn start<IO>(io: IO, shared: Arc<Shared>, idle: Option<Duration>) -> Self
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let driver = tokio::spawn(Driver::new(io, shared.clone()));
+        let driver = tokio::spawn(Driver::new(io, shared.clone(), idle));
         Self { shared, driver }
     }
 
@@ -323,6 +327,7 @@ impl Connection {
         wire: Box<dyn Wire>,
         streams: impl Iterator<Item = K>,
         mut each: impl FnMut(K, Stream),
+        idle: Option<Duration>,
     ) -> Self
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -333,7 +338,7 @@ impl Connection {
             shared.lock().streams.insert(id, StreamState { opened: true, ..Default::default() });
             each(kind, Stream::new(id, shared.clone()));
         }
-        Self::start(io, shared)
+        Self::start(io, shared, idle)
     }
 
     /// Waits until the connection is over, from either side.

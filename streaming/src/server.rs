@@ -18,8 +18,20 @@ use crate::websocket::accept_key;
 pub use exec::{ExecSession, Exit, Resizes, SessionError, exec};
 pub use forward::{Forward, ForwardSession, forward, ports_from_query};
 
-/// How long a client may take to open the streams it needs.
-pub const STREAM_CREATION_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client may take. The defaults are the kubelet's.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// To open the streams it needs: a command's at the beginning, the second of each forwarded connection.
+    pub streams: Duration,
+    /// With nothing to say and nothing said to it; measured coarsely, up to twice as long.
+    pub idle: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { streams: Duration::from_secs(30), idle: Duration::from_secs(4 * 60 * 60) }
+    }
+}
 
 pub(crate) const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("x-stream-protocol-version");
 pub(crate) const ACCEPTED_VERSIONS: HeaderName =

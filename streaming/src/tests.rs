@@ -11,9 +11,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
 use crate::channel::{Encoding, ExecOptions, Outcome, TerminalSize, Version};
 use crate::client::{self, ClientExec, Forwarder};
-use crate::server::{self, ExecProtocol, ExecSession, ForwardProtocol, SessionError};
+use crate::server::{self, ExecProtocol, ExecSession, ForwardProtocol, SessionError, Timeouts};
 
-const LONG: Duration = Duration::from_secs(120);
+const LONG: Timeouts = Timeouts { streams: Duration::from_secs(120), idle: Duration::from_secs(600) };
 const SHELL: ExecOptions = ExecOptions { stdin: true, stdout: true, stderr: true, tty: false };
 const TERMINAL: ExecOptions = ExecOptions { stdin: true, stdout: true, stderr: false, tty: true };
 
@@ -30,7 +30,7 @@ const PROTOCOLS: [ExecProtocol; 7] = [
 async fn connect(protocol: ExecProtocol, options: ExecOptions) -> (ExecSession, ClientExec) {
     let (near, far) = duplex(8 * 1024);
     let (server, client) =
-        tokio::join!(server::exec(near, protocol, options, LONG), client::exec(far, protocol, options));
+        tokio::join!(server::exec(near, protocol, options, &LONG), client::exec(far, protocol, options));
     (server.unwrap(), client.unwrap())
 }
 
@@ -128,15 +128,36 @@ async fn each_side_learns_that_the_other_is_gone() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_opens_no_streams_is_given_up() {
     let (near, _far) = duplex(64);
-    let failed = server::exec(near, ExecProtocol::Spdy(Version::V4), SHELL, Duration::from_secs(30)).await;
+    let failed = server::exec(near, ExecProtocol::Spdy(Version::V4), SHELL, &Timeouts::default()).await;
     assert!(matches!(failed, Err(SessionError::Timeout { opened: 0, expected: 4, .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_in_which_nothing_moves_ends() {
+    for protocol in PROTOCOLS {
+        let (mut server, mut client) = connect(protocol, SHELL).await;
+        let begin = tokio::time::Instant::now();
+        let mut stdin = client.stdin.take().unwrap();
+        for _ in 0..4 {
+            tokio::time::sleep(LONG.idle * 3 / 4).await;
+            stdin.write_all(b"!").await.unwrap();
+            server.stdin.as_mut().unwrap().read_exact(&mut [0]).await.unwrap();
+        }
+        let moved = begin.elapsed();
+        server.exit.client_gone().await;
+        let idle = begin.elapsed() - moved;
+        assert!(
+            idle >= LONG.idle && idle <= LONG.idle * 2 + Duration::from_secs(1),
+            "{idle:?} by {protocol:?}"
+        );
+    }
 }
 
 #[tokio::test]
 async fn a_hundred_connections_are_forwarded_at_once() {
     for protocol in [ForwardProtocol::Spdy, ForwardProtocol::Tunnel] {
         let (near, far) = duplex(8 * 1024);
-        let mut session = server::forward(near, protocol, &[], LONG).await.unwrap();
+        let mut session = server::forward(near, protocol, &[], &LONG).await.unwrap();
         let server = tokio::spawn(async move {
             let mut echoes = tokio::task::JoinSet::new();
             while let Some(mut forward) = session.next().await {
@@ -181,7 +202,7 @@ async fn a_port_as_websocket_channels_begins_with_its_number() {
     use crate::websocket::{Decoder, Event, Role};
     let (near, mut far) = duplex(8 * 1024);
     let protocol = ForwardProtocol::WebSocket(Encoding::Binary);
-    let mut session = server::forward(near, protocol, &[80, 8080], LONG).await.unwrap();
+    let mut session = server::forward(near, protocol, &[80, 8080], &LONG).await.unwrap();
     let first = session.next().await.unwrap();
     let mut second = session.next().await.unwrap();
     assert_eq!((first.port, second.port), (80, 8080));
@@ -244,7 +265,7 @@ async fn endless_pings_to_a_server_whose_answers_nobody_reads_cost_nothing() {
     let websocket: &[u8] = &[0x89, 0x80, 0, 0, 0, 0];
     for (protocol, ping) in [(ForwardProtocol::Spdy, spdy), (ForwardProtocol::Tunnel, websocket)] {
         let (near, mut far) = duplex(8 * 1024);
-        let session = server::forward(near, protocol, &[], LONG).await.unwrap();
+        let session = server::forward(near, protocol, &[], &LONG).await.unwrap();
         let flood = ping.repeat(1000);
         let stuck = async { while far.write_all(&flood).await.is_ok() {} };
         // The flood stands still once the answers have filled what they may.
@@ -263,7 +284,7 @@ proptest! {
                 let (near, mut far) = duplex(64 * 1024);
                 far.write_all(&bytes).await.unwrap();
                 drop(far);
-                if let Ok(mut session) = server::exec(near, protocol, SHELL, LONG).await {
+                if let Ok(mut session) = server::exec(near, protocol, SHELL, &LONG).await {
                     let mut stdin = Vec::new();
                     let _ = session.stdin.as_mut().unwrap().read_to_end(&mut stdin).await;
                     session.exit.client_gone().await;
@@ -273,7 +294,7 @@ proptest! {
                 let (near, mut far) = duplex(64 * 1024);
                 far.write_all(&bytes).await.unwrap();
                 drop(far);
-                let mut session = server::forward(near, protocol, &[], LONG).await.unwrap();
+                let mut session = server::forward(near, protocol, &[], &LONG).await.unwrap();
                 while session.next().await.is_some() {}
             }
         });

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use coracle_streaming::channel::{ExecOptions, Outcome, TerminalSize};
 use coracle_streaming::client::{self, Ask, ClientExec, Forwarder, Transport};
-use coracle_streaming::server::{self, ExecProtocol, ExecSession};
+use coracle_streaming::server::{self, ExecProtocol, ExecSession, Timeouts};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -74,7 +74,7 @@ async fn serve_exec(listener: &TcpListener, options: ExecOptions) -> (ExecSessio
     let method: Method = request[0].parse().unwrap();
     let upgrade = server::exec_upgrade(&method, &headers).unwrap();
     switch(&mut socket, &upgrade.headers).await;
-    (server::exec(socket, upgrade.protocol, options, DEADLINE).await.unwrap(), upgrade.protocol)
+    (server::exec(socket, upgrade.protocol, options, &Timeouts::default()).await.unwrap(), upgrade.protocol)
 }
 
 async fn go_client(mode: &[&str], stdin: Vec<u8>) -> std::process::Output {
@@ -150,7 +150,8 @@ async fn go_clients_forward_a_hundred_connections_here() {
             let (request, headers) = head(&mut socket).await;
             let upgrade = server::forward_upgrade(&request[0].parse().unwrap(), &headers).unwrap();
             switch(&mut socket, &upgrade.headers).await;
-            let mut session = server::forward(socket, upgrade.protocol, &[], DEADLINE).await.unwrap();
+            let mut session =
+                server::forward(socket, upgrade.protocol, &[], &Timeouts::default()).await.unwrap();
             let mut echoes = tokio::task::JoinSet::new();
             while let Some(mut forward) = session.next().await {
                 echoes.spawn(async move {

@@ -75,7 +75,7 @@ where
     let mut streams = [const { None }; StreamKind::ALL.len()];
     let (connection, version) = match protocol {
         ExecProtocol::Spdy(version) => {
-            let connection = Connection::new(io, Box::new(SpdyWire::new(Role::Client)), false);
+            let connection = Connection::new(io, Box::new(SpdyWire::new(Role::Client)), false, None);
             for kind in options.streams(version) {
                 let headers = Headers::new().with(STREAM_TYPE, kind.name());
                 streams[kind as usize] = Some(connection.open(&headers).await?);
@@ -86,9 +86,8 @@ where
             let wire = ChannelWire::new(Role::Client, encoding, version >= Version::V5);
             // Every WebSocket server reads sizes, whatever its version.
             let kinds = options.streams(Version::V5);
-            let connection = Connection::quiet(io, Box::new(wire), kinds, |kind, stream| {
-                streams[kind as usize] = Some(stream);
-            });
+            let each = |kind: StreamKind, stream| streams[kind as usize] = Some(stream);
+            let connection = Connection::quiet(io, Box::new(wire), kinds, each, None);
             (connection, version)
         }
     };

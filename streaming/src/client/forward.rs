@@ -53,7 +53,7 @@ impl Forwarder {
             ForwardProtocol::Tunnel => Box::new(TunnelWire::new(Role::Client)),
             ForwardProtocol::WebSocket(_) => return Err(io::ErrorKind::Unsupported.into()),
         };
-        Ok(Self { connection: Connection::new(io, wire, false), requests: AtomicU64::new(0) })
+        Ok(Self { connection: Connection::new(io, wire, false, None), requests: AtomicU64::new(0) })
     }
 
     /// Opens a connection to a port. Whether the pod listens there shows later, in [`Forwarded::error`].

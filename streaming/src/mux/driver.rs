@@ -6,9 +6,11 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, Sleep};
 use tokio_util::io::poll_read_buf;
 
 use super::{CHUNK, OUT_LIMIT, Phase, Shared, State};
@@ -20,11 +22,38 @@ pub(super) struct Driver<IO> {
     unflushed: bool,
     /// Our side of the socket is shut down.
     shut: bool,
+    idle: Option<Idle>,
+}
+
+/// Looks now and then whether anything moved, so that traffic does not cost a timer.
+struct Idle {
+    after: Duration,
+    look: Pin<Box<Sleep>>,
+    moved: bool,
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
-    pub(super) fn new(io: IO, shared: Arc<Shared>) -> Self {
-        Self { io, shared, unflushed: false, shut: false }
+    pub(super) fn new(io: IO, shared: Arc<Shared>, idle: Option<Duration>) -> Self {
+        let idle = idle.map(|after| Idle { after, look: Box::pin(tokio::time::sleep(after)), moved: false });
+        Self { io, shared, unflushed: false, shut: false, idle }
+    }
+
+    fn moved(&mut self) {
+        if let Some(idle) = &mut self.idle {
+            idle.moved = true;
+        }
+    }
+
+    /// Ready once nothing has moved for long enough.
+    fn idle(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Some(idle) = &mut self.idle else { return Poll::Pending };
+        loop {
+            ready!(idle.look.as_mut().poll(context));
+            if !std::mem::take(&mut idle.moved) {
+                return Poll::Ready(());
+            }
+            idle.look.as_mut().reset(Instant::now() + idle.after);
+        }
     }
 
     /// Moves what can be moved. Ready when the connection is over.
@@ -46,6 +75,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
             if ready!(self.read(state, context))? == 0 {
                 return Poll::Ready(Ok(()));
             }
+            self.moved();
         }
     }
 
@@ -57,6 +87,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
             }
             state.out.advance(wrote);
             state.sent += wrote as u64;
+            self.moved();
             self.unflushed = true;
             if state.out.len() < OUT_LIMIT {
                 state.wake_writers();
@@ -99,7 +130,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Future for Driver<IO> {
         state.driver = Some(context.waker().clone());
         let outcome = this.turn(&mut state, context);
         match outcome {
-            Poll::Pending => Poll::Pending,
+            Poll::Pending => {
+                ready!(this.idle(context));
+                state.end(true);
+                Poll::Ready(())
+            }
             Poll::Ready(result) => {
                 state.end(result.is_err());
                 Poll::Ready(())

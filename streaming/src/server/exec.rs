@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::ExecProtocol;
+use super::{ExecProtocol, Timeouts};
 use crate::Stream;
 use crate::channel::{ExecOptions, Outcome, ResizeDecoder, STREAM_TYPE, StreamKind, TerminalSize, Version};
 use crate::mux::{ChannelWire, Connection, SpdyWire};
@@ -133,13 +133,12 @@ impl Streams {
     }
 }
 
-/// Takes the upgraded connection of a granted request. `timeout` is what the client has to open its streams, usually
-/// [`super::STREAM_CREATION_TIMEOUT`].
+/// Takes the upgraded connection of a granted request.
 pub async fn exec<IO>(
     io: IO,
     protocol: ExecProtocol,
     options: ExecOptions,
-    timeout: Duration,
+    timeouts: &Timeouts,
 ) -> Result<ExecSession, SessionError>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -147,7 +146,9 @@ where
     let mut streams = Streams::default();
     match protocol {
         ExecProtocol::Spdy(version) => {
-            let connection = Connection::new(io, Box::new(SpdyWire::new(Role::Server)), true);
+            let connection =
+                Connection::new(io, Box::new(SpdyWire::new(Role::Server)), true, Some(timeouts.idle));
+            let timeout = timeouts.streams;
             let expected = options.streams(version).count();
             match tokio::time::timeout(timeout, collect(&connection, &mut streams, options, version)).await {
                 Ok(true) => {}
@@ -159,10 +160,9 @@ where
         }
         ExecProtocol::WebSocket(version, encoding) => {
             let wire = ChannelWire::new(Role::Server, encoding, version >= Version::V5);
-            let connection =
-                Connection::quiet(io, Box::new(wire), options.streams(Version::V5), |kind, stream| {
-                    streams.put(kind, stream);
-                });
+            let each = |kind, stream| streams.put(kind, stream);
+            let kinds = options.streams(Version::V5);
+            let connection = Connection::quiet(io, Box::new(wire), kinds, each, Some(timeouts.idle));
             let first = [StreamKind::Stdout, StreamKind::Stderr, StreamKind::Error];
             let first = first.into_iter().find_map(|kind| streams.0[kind as usize].as_ref());
             first.expect("the error stream is always there").announce();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 
-use super::ForwardProtocol;
+use super::{ForwardProtocol, Timeouts};
 use crate::Stream;
 use crate::channel::{ForwardRequest, Pairing};
 use crate::mux::{ChannelWire, Connection, SpdyWire, TunnelWire};
@@ -94,25 +94,24 @@ impl ForwardSession {
 }
 
 /// Takes the upgraded connection of a granted request. `ports` are those that the request's query names
-/// ([`ports_from_query`]), which only [`ForwardProtocol::WebSocket`] uses. `timeout` is what a client has to open the
-/// second stream of a connection.
+/// ([`ports_from_query`]), which only [`ForwardProtocol::WebSocket`] uses.
 pub async fn forward<IO>(
     io: IO,
     protocol: ForwardProtocol,
     ports: &[u16],
-    timeout: Duration,
+    timeouts: &Timeouts,
 ) -> io::Result<ForwardSession>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let pairing = Pairing::default();
+    let (pairing, timeout, idle) = (Pairing::default(), timeouts.streams, Some(timeouts.idle));
     let encoding = match protocol {
         ForwardProtocol::Spdy => {
-            let connection = Connection::new(io, Box::new(SpdyWire::new(Role::Server)), true);
+            let connection = Connection::new(io, Box::new(SpdyWire::new(Role::Server)), true, idle);
             return Ok(ForwardSession { connection, pairing, ready: Vec::new(), timeout });
         }
         ForwardProtocol::Tunnel => {
-            let connection = Connection::new(io, Box::new(TunnelWire::new(Role::Server)), true);
+            let connection = Connection::new(io, Box::new(TunnelWire::new(Role::Server)), true, idle);
             return Ok(ForwardSession { connection, pairing, ready: Vec::new(), timeout });
         }
         ForwardProtocol::WebSocket(encoding) => encoding,
@@ -120,7 +119,7 @@ where
     let mut streams = Vec::new();
     let channels = 0..2 * ports.len() as u32;
     let wire = ChannelWire::new(Role::Server, encoding, false);
-    let connection = Connection::quiet(io, Box::new(wire), channels, |_, stream| streams.push(stream));
+    let connection = Connection::quiet(io, Box::new(wire), channels, |_, stream| streams.push(stream), idle);
     let mut ready = Vec::new();
     let mut streams = streams.into_iter();
     for port in ports {
