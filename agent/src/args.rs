@@ -23,6 +23,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run the node
     Run(Box<RunArgs>),
+    /// Join a cluster: obtain credentials, write the settings, and end
+    Join(Box<JoinCommandArgs>),
     /// List the pods that run here
     Pods(PodsArgs),
     /// Print the log of a container
@@ -61,6 +63,27 @@ pub(crate) enum CgroupDriver {
     Systemd,
 }
 
+/// Folder for images, container file systems and credentials, unless another is given.
+pub(crate) const DATA_DIR: &str = "/var/lib/coracle";
+
+#[derive(Args, Debug)]
+pub(crate) struct JoinCommandArgs {
+    #[command(flatten)]
+    pub join: JoinArgs,
+
+    /// Name of this node; the host name if not given
+    #[arg(long, value_name = "NAME")]
+    pub hostname_override: Option<String>,
+
+    /// Folder that gets the credentials, in pki/
+    #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
+    pub data_dir: PathBuf,
+
+    /// Settings file to write
+    #[arg(long, value_name = "FILE", default_value = crate::config_file::DEFAULT)]
+    pub config: PathBuf,
+}
+
 #[derive(Args, Debug)]
 pub(crate) struct RunArgs {
     #[command(flatten)]
@@ -81,7 +104,7 @@ pub(crate) struct RunArgs {
     pub manifests: Option<PathBuf>,
 
     /// Folder for images and container file systems
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/coracle")]
+    #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
     pub data_dir: PathBuf,
 
     /// Folder for pods' volumes

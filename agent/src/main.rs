@@ -45,6 +45,7 @@ fn main() -> ExitCode {
 fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Run(run) => run::run(*run).map(|()| ExitCode::SUCCESS),
+        Command::Join(join) => commands::join::run(&join),
         Command::Pods(pods) => commands::pods::run(&pods),
         Command::Logs(logs) => commands::logs::run(&logs),
         Command::Events(events) => commands::events::run(&events),

@@ -2,6 +2,7 @@
 
 pub(crate) mod events;
 pub(crate) mod images;
+pub(crate) mod join;
 pub(crate) mod logs;
 pub(crate) mod pods;
 pub(crate) mod stop_pods;

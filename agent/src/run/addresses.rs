@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 
 /// The host's name as a Kubernetes name: in lower case; an error if it is none.
-pub(super) fn node_name(given: Option<&str>) -> Result<String> {
+pub(crate) fn node_name(given: Option<&str>) -> Result<String> {
     let uname = rustix::system::uname();
     let host = uname.nodename().to_string_lossy();
     let name = given.unwrap_or(&host).trim().to_lowercase();

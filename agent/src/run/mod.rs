@@ -41,6 +41,8 @@ use crate::{logging, notify, pod_files};
 use self::joined::Tie;
 use self::settings::Settings;
 
+pub(crate) use self::addresses::node_name;
+
 /// What ends with the agent gets so long to finish what it is at.
 const DRAIN_LIMIT: Duration = Duration::from_secs(20);
 /// Blocking calls side by side; their threads end after some idle seconds.
