@@ -38,11 +38,13 @@
 //! # }
 //! ```
 //!
-//! Who relays between two peers that speak the same protocol needs none of this: after the upgrade it copies bytes.
+//! [`relay`] stands between peers of different protocols. Between peers of one nothing is needed but copying bytes
+//! after the upgrade.
 
 pub mod channel;
 pub mod client;
 mod mux;
+pub mod relay;
 pub mod server;
 pub mod spdy;
 #[cfg(test)]

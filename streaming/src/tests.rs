@@ -219,6 +219,78 @@ async fn a_port_as_websocket_channels_begins_with_its_number() {
     assert_eq!(messages, expected);
 }
 
+#[tokio::test]
+async fn a_relay_tells_on_input_output_sizes_and_ends() {
+    for protocol in PROTOCOLS.into_iter().filter(|protocol| half_closes(*protocol) && says_codes(*protocol)) {
+        for (options, sent) in [(SHELL, 100_000), (TERMINAL, 10)] {
+            let (session, mut caller) = connect(protocol, options).await;
+            let (mut command, there) = connect(PROTOCOLS[2], options).await;
+            let relay = tokio::spawn(crate::relay::exec(session, there));
+            let command = tokio::spawn(async move {
+                if let Some(sizes) = &mut command.resize {
+                    assert_eq!(sizes.next().await, Some(TerminalSize { width: 132, height: 43 }));
+                }
+                let (mut stdin, mut stdout) = (command.stdin.take().unwrap(), command.stdout.take().unwrap());
+                assert_eq!(tokio::io::copy(&mut stdin, &mut stdout).await.unwrap(), sent);
+                command.exit.finish(&Outcome::Exited(9)).await.unwrap();
+            });
+            if let Some(sizes) = &mut caller.resize {
+                sizes.send(TerminalSize { width: 132, height: 43 }).await.unwrap();
+            }
+            let (mut stdin, mut out) = (caller.stdin.take().unwrap(), caller.stdout.take().unwrap());
+            let mut stdout = Vec::new();
+            let input = async {
+                stdin.write_all(&vec![b'x'; sent as usize]).await.unwrap();
+                stdin.shutdown().await.unwrap();
+            };
+            let ((), read, outcome) = tokio::join!(input, out.read_to_end(&mut stdout), caller.exit.wait());
+            assert_eq!((read.unwrap() as u64, outcome.unwrap()), (sent, Outcome::Exited(9)), "{protocol:?}");
+            relay.await.unwrap().unwrap();
+            command.await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_relay_hangs_up_when_its_client_does() {
+    let (session, caller) = connect(PROTOCOLS[6], SHELL).await;
+    let (command, there) = connect(PROTOCOLS[2], SHELL).await;
+    let relay = tokio::spawn(crate::relay::exec(session, there));
+    drop(caller);
+    assert!(relay.await.unwrap().is_err());
+    command.exit.client_gone().await;
+}
+
+#[tokio::test]
+async fn a_relay_forwards_connections_and_refusals() {
+    let (pipes, inner) = (duplex(8 * 1024), duplex(8 * 1024));
+    let session = server::forward(pipes.0, ForwardProtocol::Tunnel, &[], &LONG).await.unwrap();
+    let there = Forwarder::new(inner.1, ForwardProtocol::Spdy).unwrap();
+    let relay = tokio::spawn(crate::relay::forward(session, there));
+    let mut runtime = server::forward(inner.0, ForwardProtocol::Spdy, &[], &LONG).await.unwrap();
+    let caller = Forwarder::new(pipes.1, ForwardProtocol::Tunnel).unwrap();
+
+    let (connection, forward) = tokio::join!(caller.connect(80), runtime.next());
+    let (mut connection, mut forward) = (connection.unwrap(), forward.unwrap());
+    connection.data.write_all(b"ping").await.unwrap();
+    connection.data.shutdown().await.unwrap();
+    let mut said = String::new();
+    forward.data.read_to_string(&mut said).await.unwrap();
+    assert_eq!(said, "ping");
+    forward.data.write_all(b"pong").await.unwrap();
+    forward.finish().await.unwrap();
+    said.clear();
+    connection.data.read_to_string(&mut said).await.unwrap();
+    assert_eq!((said.as_str(), connection.error().await.unwrap()), ("pong", None));
+
+    let (connection, forward) = tokio::join!(caller.connect(81), runtime.next());
+    forward.unwrap().fail("connection refused").await.unwrap();
+    assert_eq!(connection.unwrap().error().await.unwrap().as_deref(), Some("connection refused"));
+    caller.close().await;
+    relay.await.unwrap();
+    assert!(runtime.next().await.is_none());
+}
+
 /// What a connection holds beside its buffers: the window and tables of one decompressor.
 const INFLATER: usize = 64 * 1024;
 

@@ -35,9 +35,19 @@ pub struct Forwarded {
 impl Forwarded {
     /// What went wrong, once the server is done with the connection; `None` if nothing did.
     pub async fn error(self) -> io::Result<Option<String>> {
-        let mut said = Vec::new();
-        self.error.take(MAX_OUTCOME as u64).read_to_end(&mut said).await?;
-        Ok((!said.is_empty()).then(|| String::from_utf8_lossy(&said).into_owned()))
+        // The data stream lives as long: dropping it would end the connection.
+        let (_data, error) = self.into_parts();
+        error.await
+    }
+
+    /// The data and, by itself, what [`Forwarded::error`] tells.
+    pub fn into_parts(self) -> (Stream, impl Future<Output = io::Result<Option<String>>> + Send) {
+        let error = async {
+            let mut said = Vec::new();
+            self.error.take(MAX_OUTCOME as u64).read_to_end(&mut said).await?;
+            Ok((!said.is_empty()).then(|| String::from_utf8_lossy(&said).into_owned()))
+        };
+        (self.data, error)
     }
 }
 
