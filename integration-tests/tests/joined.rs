@@ -1,0 +1,172 @@
+//! Pods of an API server on a node of ours, held against the reference node.
+//!
+//! Run by `cargo xtask cluster-test`, which builds the peers first; a plain `cargo test` leaves them out.
+#![allow(clippy::unwrap_used, reason = "a test says what it expects with unwrap")]
+
+use std::time::Duration;
+
+use coracle_integration_tests::Executables;
+use coracle_integration_tests::cluster::{Cluster, Kind, Options};
+use coracle_integration_tests::images::{self, EXAMPLE, Set};
+use coracle_integration_tests::peers::Peers;
+use serde_json::{Value, json};
+
+const PODS: &str = "/api/v1/namespaces/default/pods";
+const LIMIT: Duration = Duration::from_secs(180);
+
+/// A kind of pod, its specification, and what its status comes to.
+struct Sample {
+    name: &'static str,
+    spec: Value,
+    settled: fn(&Value) -> bool,
+}
+
+fn container(more: Value) -> Value {
+    let mut container = json!({"name": "main", "image": EXAMPLE, "imagePullPolicy": "IfNotPresent"});
+    for (key, value) in more.as_object().into_iter().flatten() {
+        container[key] = value.clone();
+    }
+    container
+}
+
+fn waits_for(pod: &Value, reason: &str) -> bool {
+    pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == reason
+}
+
+fn is_ready(pod: &Value) -> bool {
+    let ready = |c: &Value| c["type"] == "Ready" && c["status"] == "True";
+    pod["status"]["conditions"].as_array().is_some_and(|all| all.iter().any(ready))
+}
+
+/// Ended, and its sandbox is gone.
+fn has_ended(pod: &Value) -> bool {
+    let gone = |c: &Value| c["type"] == "PodReadyToStartContainers" && c["status"] == "False";
+    let is_terminal = matches!(pod["status"]["phase"].as_str(), Some("Failed" | "Succeeded"));
+    is_terminal && pod["status"]["conditions"].as_array().is_some_and(|all| all.iter().any(gone))
+}
+
+fn samples() -> Vec<Sample> {
+    let requests = json!({"requests": {"cpu": "100m", "memory": "16Mi"}, "limits": {"memory": "256Mi"}});
+    let sample = |name, spec, settled| Sample { name, spec, settled };
+    vec![
+        sample("ready", json!({"containers": [container(json!({"resources": requests}))]}), is_ready),
+        sample("host", json!({"hostNetwork": true, "containers": [container(json!({}))]}), is_ready),
+        sample(
+            "ended",
+            json!({"restartPolicy": "Never",
+                "initContainers": [{"name": "first", "image": EXAMPLE, "args": ["exit", "0"]}],
+                "containers": [container(json!({"args": ["write", "/dev/termination-log", "bye"]}))]}),
+            has_ended,
+        ),
+        sample(
+            "failed",
+            json!({"restartPolicy": "Never", "containers": [container(json!({"args": ["exit", "3"]}))]}),
+            has_ended,
+        ),
+        sample(
+            "big",
+            json!({"containers": [container(json!({"resources": {"requests": {"memory": "9Ti"}}}))]}),
+            |pod| pod["status"]["phase"] == "Failed",
+        ),
+        sample("windows", json!({"os": {"name": "windows"}, "containers": [container(json!({}))]}), |pod| {
+            pod["status"]["phase"] == "Failed"
+        }),
+        sample(
+            "unset",
+            json!({"containers": [container(json!({"env": [{"name": "A",
+                "valueFrom": {"configMapKeyRef": {"name": "absent", "key": "a"}}}]}))]}),
+            |pod| waits_for(pod, "CreateContainerConfigError"),
+        ),
+        sample(
+            "unmounted",
+            json!({"containers": [container(json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]}))],
+                "volumes": [{"name": "v", "secret": {"secretName": "absent"}}]}),
+            |pod| waits_for(pod, "ContainerCreating") && pod["status"]["hostIP"].is_string(),
+        ),
+    ]
+}
+
+/// What a status says besides times, addresses, ids and names that are made for each pod.
+fn plain(mut status: Value) -> Value {
+    fn walk(value: &mut Value) {
+        match value {
+            Value::Object(map) => {
+                for key in ["lastTransitionTime", "startTime", "startedAt", "finishedAt", "imageID", "image"]
+                {
+                    if map.get(key).is_some_and(|value| !value.is_null()) {
+                        map.insert(key.to_owned(), "set".into());
+                    }
+                }
+                for key in ["containerID", "hostIP", "podIP", "ip"] {
+                    if map.get(key).is_some_and(|value| value.as_str() != Some("")) {
+                        map.insert(key.to_owned(), "set".into());
+                    }
+                }
+                // The reference's first start of a container fails now and then on a busy machine.
+                map.remove("restartCount");
+                map.remove("lastState");
+                let name = map.get("name").and_then(Value::as_str).unwrap_or_default();
+                if name.starts_with("kube-api-access-") {
+                    map.insert("name".to_owned(), "kube-api-access".into());
+                }
+                map.values_mut().for_each(walk);
+            }
+            Value::Array(items) => items.iter_mut().for_each(walk),
+            _ => {}
+        }
+    }
+    walk(&mut status);
+    // On cgroup v1 a kubelet takes the kernel's word for "no limit" for a limit.
+    if status["resources"]["limits"]["memory"] == "9007199254740988Ki" {
+        status["resources"] = json!({});
+    }
+    // What the machine has is not the same as what is left of it.
+    let message = status["message"].as_str().unwrap_or_default().split(", used").next().unwrap_or_default();
+    status["message"] = message.to_owned().into();
+    status
+}
+
+#[test]
+fn statuses_are_those_of_the_reference_node() {
+    let executables = Executables::of_this_build();
+    images::write(&Peers::new(), Set::Basic, Some(&executables.example)).unwrap();
+    let mut cluster = Cluster::start(&Options::of_test("joined")).unwrap();
+    cluster.add_node("ours", &Kind::Coracle { executables, flags: Vec::new() }).unwrap();
+    cluster.add_node("theirs", &Kind::Reference).unwrap();
+    for sample in samples() {
+        for node in ["ours", "theirs"] {
+            let mut spec = sample.spec.clone();
+            spec["nodeName"] = node.into();
+            spec["terminationGracePeriodSeconds"] = 1.into();
+            let pod = json!({"apiVersion": "v1", "kind": "Pod", "spec": spec,
+                "metadata": {"name": format!("{}-{node}", sample.name)}});
+            cluster.api.create(PODS, &pod).unwrap();
+        }
+    }
+    let shown = || cluster.node("ours").unwrap().last_words();
+    let mut wrong = Vec::new();
+    for sample in samples() {
+        let status = |node: &str| {
+            let path = format!("{PODS}/{}-{node}", sample.name);
+            let name = format!("{} settles on {node}", sample.name);
+            cluster.wait(&name, LIMIT, |api| Ok((sample.settled)(&api.get(&path)?)), shown).unwrap();
+            plain(cluster.api.get(&path).unwrap()["status"].clone())
+        };
+        // The reference's containers end once in a while as they start, and are ready a moment later.
+        let same = cluster.wait(sample.name, LIMIT, |_| Ok(status("ours") == status("theirs")), String::new);
+        if same.is_err() {
+            wrong.push(format!("{}:\nours {:#}\ntheirs {:#}", sample.name, status("ours"), status("theirs")));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+
+    for sample in samples() {
+        cluster.api.delete(&format!("{PODS}/{}-ours", sample.name)).unwrap();
+    }
+    let is_empty = |list: &Value| {
+        let all = list["items"].as_array().into_iter().flatten();
+        !all.into_iter().any(|pod| pod["spec"]["nodeName"] == "ours")
+    };
+    cluster.wait("our pods are gone", LIMIT, |api| Ok(is_empty(&api.get(PODS)?)), shown).unwrap();
+    cluster.down().unwrap();
+}
