@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use coracle_bootstrap::{JoinConfig, Serving};
 use coracle_kubelet_core::api::Quantity;
 use coracle_kubelet_core::gc::GcPolicy;
+use coracle_kubelet_core::image_pull::CredentialProviders;
 use coracle_kubelet_core::kubelet::{HousekeepingConfig, KubeletConfig};
 use coracle_kubelet_core::log_rotation::LogPolicy;
 use coracle_kubelet_core::pod_cgroup;
@@ -140,6 +141,12 @@ fn kubelet(args: &RunArgs, node_name: &str, node_ip: IpAddr) -> Result<KubeletCo
     config.log_links = Some(std::path::absolute(&args.container_logs_dir).context("--container-logs-dir")?);
     let parallel = NonZeroUsize::new(args.max_parallel_image_pulls);
     config.image_pull.max_parallel = parallel.context("--max-parallel-image-pulls must be at least 1")?;
+    if let (Some(file), Some(folder)) =
+        (&args.image_credential_provider_config, &args.image_credential_provider_bin_dir)
+    {
+        config.image_pull.providers =
+            CredentialProviders::load(file, folder).context("--image-credential-provider-config")?;
+    }
     config.housekeeping = housekeeping(args, node_name)?;
     Ok(config)
 }
