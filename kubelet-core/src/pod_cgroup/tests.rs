@@ -231,7 +231,12 @@ fn under_systemd_each_group_is_a_slice_with_its_limits_as_properties() {
              DefaultDependencies b false 0"
         )
     };
-    let calls: Vec<&str> = calls.lines().collect();
+    let mut calls: Vec<&str> = calls.lines().collect();
+    let all_pods = calls.remove(1);
+    assert!(
+        all_pods.starts_with(&format!("SetUnitProperties sba(sv) {root}-kubepods.slice true 1 TasksMax t ")),
+        "{all_pods}"
+    );
     assert_eq!(calls[0], start(&format!("{root}-kubepods.slice")));
     assert_eq!(calls[1], start(&format!("{root}-kubepods-burstable.slice")));
     assert_eq!(calls[2], start(&slice));
