@@ -27,7 +27,8 @@ pub(crate) fn with_cluster(filter: &[&str]) -> Result<()> {
     for names in [CONTROL_PLANE, REFERENCE_NODE] {
         peers::ensure(names)?;
     }
-    let arguments = ["test", "--package", "coracle-integration-tests", "--test", "cluster", "--test", "joined", "--"];
+    let arguments =
+        ["test", "--package", "coracle-integration-tests", "--test", "cluster", "--test", "joined", "--"];
     // One after the other: each is a whole cluster.
     process::run(process::command("cargo", arguments).arg("--test-threads=1").args(filter))
 }
