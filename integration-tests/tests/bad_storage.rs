@@ -37,9 +37,13 @@ fn a_full_disk_holds_back_new_pods_until_there_is_room() {
     let process = fixture.node.processes_with("count");
     let volume = "    volumeMounts: [{name: data, mountPath: /data}]\n  restartPolicy: Never\n  \
                   volumes: [{name: data, emptyDir: {}}]\n";
+    // The folder lies on that disk too: what is to be put in later is written while there is room.
+    let draft = fixture.node.manifests.join(".late.yaml");
+    std::fs::write(&draft, pod("late", &["sleep"], "")).unwrap();
     fixture.put("hog.yaml", &pod("hog", &["pour", "/data/file", "400"], volume));
     fixture.wait_pod("hog", "it finds the disk full", |pod| pod["status"]["phase"] == "Failed");
-    fixture.put("late.yaml", &pod("late", &["sleep"], ""));
+    fill(&fixture.node.disk.join("filler"));
+    std::fs::rename(&draft, fixture.node.manifests.join("late.yaml")).unwrap();
     let is_told = |events: &str| {
         events.lines().any(|line| line.contains("late") && line.contains("No space left on device"))
     };
@@ -52,6 +56,13 @@ fn a_full_disk_holds_back_new_pods_until_there_is_room() {
     fixture.wait_pod("late", "it runs once there is room", is_running);
     assert_eq!(process, fixture.node.processes_with("count"));
     fixture.finish();
+}
+
+/// Takes what is left, to the last page.
+fn fill(path: &Path) {
+    use std::io::Write as _;
+    let mut file = std::fs::File::create(path).unwrap();
+    while file.write_all(&[1; 4096]).is_ok() {}
 }
 
 /// What the agent says when it cannot start with these flags.
