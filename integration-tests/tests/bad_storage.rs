@@ -6,6 +6,7 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use coracle_integration_tests::node::Node;
 use coracle_integration_tests::{Executables, target_dir};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use support::{Fixture, LIMIT, is_running, pod};
@@ -35,13 +36,14 @@ fn a_full_disk_holds_back_new_pods_until_there_is_room() {
     fixture.put("steady.yaml", &pod("steady", &["count", "1"], ""));
     fixture.wait_pod("steady", "it runs", is_running);
     let process = fixture.node.processes_with("count");
-    let volume = "    volumeMounts: [{name: data, mountPath: /data}]\n  restartPolicy: Never\n  \
-                  volumes: [{name: data, emptyDir: {}}]\n";
+    let volume =
+        "    volumeMounts: [{name: data, mountPath: /data}]\n  volumes: [{name: data, emptyDir: {}}]\n";
     // The folder lies on that disk too: what is to be put in later is written while there is room.
     let draft = fixture.node.manifests.join(".late.yaml");
     std::fs::write(&draft, pod("late", &["sleep"], "")).unwrap();
     fixture.put("hog.yaml", &pod("hog", &["pour", "/data/file", "400"], volume));
-    fixture.wait_pod("hog", "it finds the disk full", |pod| pod["status"]["phase"] == "Failed");
+    let free = |node: &Node| rustix::fs::statvfs(&node.disk).map(|disk| disk.f_bavail * disk.f_frsize);
+    fixture.node.wait("the hog fills the disk", LIMIT, |node| Ok(free(node)? < 2 << 20)).unwrap();
     fill(&fixture.node.disk.join("filler"));
     std::fs::rename(&draft, fixture.node.manifests.join("late.yaml")).unwrap();
     let is_told = |events: &str| {

@@ -10,7 +10,7 @@
 //! `example sleep`                 waits for its end without using the processor
 //! `example fill MIB`              takes so much memory and waits
 //! `example spawn N`               starts up to N processes, without mercy when one is refused
-//! `example pour PATH MIB`         writes so much into a file and waits
+//! `example pour PATH MIB`         writes so much into a file, or what there is room for, and waits
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "what it prints is the container's log")]
 
 use std::io::{Read, Write};
@@ -36,10 +36,13 @@ fn main() -> ExitCode {
         ["exit", code] => ExitCode::from(code.parse().unwrap_or(1)),
         ["sleep"] => wait_for_the_end(),
         ["spawn", count] => spawn(count.parse().unwrap_or(1)),
-        ["pour", path, mebibytes] => match pour(path, mebibytes.parse().unwrap_or(1)) {
-            Ok(()) => wait_for_the_end(),
-            failed => report(failed),
-        },
+        ["pour", path, mebibytes] => {
+            match pour(path, mebibytes.parse().unwrap_or(1)) {
+                Ok(()) => println!("wrote {mebibytes} MiB"),
+                Err(error) => eprintln!("example: {path}: {error}"),
+            }
+            wait_for_the_end()
+        }
         ["fill", mebibytes] => fill(mebibytes.parse().unwrap_or(1)),
         other => {
             eprintln!("example: do not know {other:?}");
@@ -109,7 +112,6 @@ fn pour(path: &str, mebibytes: usize) -> std::io::Result<()> {
     for _ in 0..mebibytes {
         file.write_all(&[1_u8; 1 << 20])?;
     }
-    println!("wrote {mebibytes} MiB");
     Ok(())
 }
 
