@@ -45,6 +45,8 @@ pub(crate) use self::addresses::node_name;
 
 /// What ends with the agent gets so long to finish what it is at.
 const DRAIN_LIMIT: Duration = Duration::from_secs(20);
+/// How long the lock of an agent that is gone may outlast it.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// Blocking calls side by side; their threads end after some idle seconds.
 const BLOCKING_THREADS: usize = 8;
 
@@ -72,15 +74,22 @@ fn lock(state_dir: &Path) -> Result<File> {
     std::fs::create_dir_all(state_dir).with_context(|| format!("cannot create {}", state_dir.display()))?;
     let path = state_dir.join("agent.lock");
     let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            bail!(
-                "another agent runs with state folder {}; stop it, or choose another with --state-dir",
-                state_dir.display()
-            )
+    let start = std::time::Instant::now();
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            // A process that an agent was about to execute when it was killed has its lock for a moment longer.
+            Err(rustix::io::Errno::WOULDBLOCK) if start.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                bail!(
+                    "another agent runs with state folder {}; stop it, or choose another with --state-dir",
+                    state_dir.display()
+                )
+            }
+            Err(error) => return Err(error).with_context(|| format!("cannot lock {}", path.display())),
         }
-        Err(error) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
     }
 }
 
