@@ -49,12 +49,14 @@ pub(crate) struct Process {
     pub(crate) waiters: Vec<ReplyTo>,
     /// An exec's OCI process as JSON, until it is started.
     pub(crate) spec: Vec<u8>,
+    /// The connection with which an exec ends, because nobody else can read its output.
+    pub(crate) owner: Option<u64>,
 }
 
 impl Process {
     pub(crate) fn new(exec_id: String, phase: Phase, addresses: Addresses) -> Self {
         let (streams, waiters, spec) = (Streams::default(), Vec::new(), Vec::new());
-        Self { exec_id, phase, pid: 0, addresses, streams, waiters, spec }
+        Self { exec_id, phase, pid: 0, addresses, streams, waiters, spec, owner: None }
     }
 
     pub(crate) fn exit(&self) -> Option<Exit> {

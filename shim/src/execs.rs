@@ -14,7 +14,7 @@ use crate::job::{ConsoleSocket, Step, failed, words, write_private};
 use crate::maker;
 use crate::requests::no_exec;
 use crate::server::Shim;
-use crate::stdio::{Addresses, Streams};
+use crate::stdio::{Addresses, Streams, ends_with_its_process};
 use crate::sys;
 
 impl Shim {
@@ -49,6 +49,10 @@ impl Shim {
         };
         let mut process = Process::new(request.exec_id.clone(), Phase::Announced, addresses);
         process.spec = spec;
+        let addresses = [&request.stdin, &request.stdout, &request.stderr];
+        if addresses.into_iter().any(|address| ends_with_its_process(address)) {
+            process.owner = Some(reply.connection);
+        }
         container.execs.push(process);
         self.reply_message(reply, &Empty {});
         Ok(())
@@ -172,6 +176,7 @@ impl Shim {
                 // The answer comes before that of a Wait, should the process have ended already.
                 self.conclude(reply, "exec", Ok(task::StartResponse { pid: pid.unsigned_abs() }));
                 self.take_early_exit(id, exec_id, pid);
+                self.end_abandoned();
             }
             Ok(pid) => {
                 // The container was deleted meanwhile; nobody can reach this process any more.
@@ -185,7 +190,26 @@ impl Shim {
             Err(error) => {
                 self.exec_failed(id, exec_id);
                 self.conclude(reply, "exec", Err::<Empty, _>(error));
+                self.end_abandoned();
             }
         }
+    }
+
+    /// Ends execs whose owner is gone: nobody can read their output or ask for their end.
+    pub(crate) fn end_abandoned(&mut self) {
+        let mut removed = Vec::new();
+        for mut container in std::mem::take(&mut self.containers) {
+            let owned = |exec: &Process| exec.owner.is_some_and(|owner| !self.is_connected(owner));
+            let abandoned = container.execs.extract_if(.., |exec| {
+                owned(exec) && matches!(exec.phase, Phase::Announced | Phase::Stopped(_))
+            });
+            removed.extend(abandoned.map(|exec| exec.streams));
+            for exec in container.execs.iter().filter(|exec| owned(exec) && exec.is_alive()) {
+                // One that ended meanwhile is what we want.
+                drop(sys::kill(exec.pid, libc::SIGKILL));
+            }
+            self.containers.push(container);
+        }
+        removed.into_iter().for_each(|streams| self.wind_up(streams));
     }
 }

@@ -4,6 +4,7 @@
 //! namespace. One thread, one loop, see `server`. Memory is its measure: it is there once per pod.
 
 mod args;
+mod attached;
 mod bundle;
 mod cgroup;
 mod connection;

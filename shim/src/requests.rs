@@ -15,6 +15,9 @@ use crate::sys;
 /// Requests that may wait for one container.
 const MAX_QUEUED: usize = 256;
 
+/// Streams of those who are attached to one container.
+const MAX_ATTACHED: usize = 64;
+
 /// Clients' calls that may wait for the end of one process.
 const MAX_WAITERS: usize = 256;
 
@@ -43,6 +46,7 @@ pub(crate) enum Operation {
     Update(task::UpdateTaskRequest),
     Wait(task::WaitRequest),
     ReopenLog(shim::ReopenLogRequest),
+    Attach(shim::AttachRequest),
 }
 
 impl Operation {
@@ -61,6 +65,7 @@ impl Operation {
             Self::Update(r) => &r.id,
             Self::Wait(r) => &r.id,
             Self::ReopenLog(r) => &r.id,
+            Self::Attach(r) => &r.id,
         }
     }
 
@@ -113,6 +118,7 @@ impl Shim {
             (TASK_SERVICE, "Update") => Operation::Update(decode(request)?),
             (TASK_SERVICE, "Wait") => Operation::Wait(decode(request)?),
             (SHIM_SERVICE, "ReopenLog") => Operation::ReopenLog(decode(request)?),
+            (SHIM_SERVICE, "Attach") => Operation::Attach(decode(request)?),
             (service, method) => {
                 let message = format!("{service}/{method} is not served by coracle-shim");
                 return Err(Status::new(Code::Unimplemented, message));
@@ -165,6 +171,7 @@ impl Shim {
             Operation::CloseIo(request) => self.close_io(reply, request),
             Operation::Wait(request) => self.wait(reply, request),
             Operation::ReopenLog(request) => self.reopen_log(reply, request),
+            Operation::Attach(request) => self.attach(reply, request),
             Operation::Exec(request) => self.announce_exec(reply, request),
             Operation::Start(request) if !request.exec_id.is_empty() => {
                 self.start_exec(reply, call.deadline, request)
@@ -291,6 +298,23 @@ impl Shim {
             Status::new(Code::FailedPrecondition, format!("container {} has no CRI log", request.id))
         })?;
         reopened.map_err(|error| Status::new(Code::Internal, crate::Chain(&error).to_string()))?;
+        self.reply_message(reply, &Empty {});
+        Ok(())
+    }
+
+    fn attach(&mut self, reply: ReplyTo, request: &shim::AttachRequest) -> Result<(), Status> {
+        let init = &self.container(&request.id)?.init;
+        if !matches!(init.phase, Phase::Created | Phase::Running | Phase::Paused) {
+            let message = format!("container {} is {:?}", request.id, init.state());
+            return Err(Status::new(Code::FailedPrecondition, message));
+        }
+        if init.streams.attached() >= MAX_ATTACHED {
+            let message = format!("{MAX_ATTACHED} streams are attached to container {} already", request.id);
+            return Err(Status::new(Code::ResourceExhausted, message));
+        }
+        self.attach_streams(request).map_err(|error| {
+            Status::new(Code::InvalidArgument, format!("cannot attach: {}", crate::Chain(&error)))
+        })?;
         self.reply_message(reply, &Empty {});
         Ok(())
     }

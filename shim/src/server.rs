@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
-use coracle_shim::protocol::{Code, Status};
+use coracle_shim::protocol::{Code, Status, shim};
 use prost::Message;
 
 use crate::connection::{Connection, ReplyTo};
@@ -16,7 +16,7 @@ use crate::container::{Container, Phase};
 use crate::exit_record::{self, Exit};
 use crate::job::{Job, Undoing};
 use crate::maker::Maker;
-use crate::stdio::Streams;
+use crate::stdio::{StdioError, Streams};
 use crate::sys::{self, EVENTS, Epoll, Interest};
 
 const LISTENER: u64 = 0;
@@ -117,7 +117,9 @@ impl Shim {
         let makers = self.jobs.iter().filter_map(Job::next_deadline);
         let lingering = self.lingering.iter().map(|(until, _)| *until);
         let undoing = self.undoing.first().map(|_| sys::boot_ms() + UNDO_LOOK_MS);
-        let Some(next) = makers.chain(lingering).chain(self.farewell).chain(undoing).min() else { return -1 };
+        let attached = self.containers.iter().filter_map(|container| container.init.streams.next_deadline());
+        let others = self.farewell.into_iter().chain(undoing).chain(attached);
+        let Some(next) = makers.chain(lingering).chain(others).min() else { return -1 };
         i32::try_from(next.saturating_sub(sys::boot_ms())).unwrap_or(i32::MAX)
     }
 
@@ -187,6 +189,7 @@ impl Shim {
         for process in self.containers.iter_mut().flat_map(Container::processes_mut) {
             process.waiters.retain(alive);
         }
+        self.end_abandoned();
         self.accept_again();
     }
 
@@ -279,6 +282,9 @@ impl Shim {
         if let Some(call) = after_exit {
             self.submit(call);
         }
+        if !exec_id.is_empty() {
+            self.end_abandoned();
+        }
         self.accept_again();
     }
 
@@ -292,6 +298,21 @@ impl Shim {
         }
     }
 
+    /// Copies a container's output to somebody.
+    pub(crate) fn attach_streams(&mut self, request: &shim::AttachRequest) -> Result<(), StdioError> {
+        let (last_id, epoll) = (&mut self.last_id, &self.epoll);
+        let container = self.containers.iter_mut().find(|container| container.id == request.id);
+        container.map_or(Ok(()), |container| {
+            let addresses = (request.stdout.as_str(), request.stderr.as_str());
+            container.init.streams.attach(epoll, addresses, || fresh_id(last_id))
+        })
+    }
+
+    /// Whether a connection is open.
+    pub(crate) fn is_connected(&self, connection: u64) -> bool {
+        self.connections.iter().any(|open| open.id == connection && !open.is_dead())
+    }
+
     /// Closes the streams of a deleted process once its reader has taken what is left, but not much later.
     pub(crate) fn wind_up(&mut self, streams: Streams) {
         if let Some(rest) = streams.wind_up(&self.epoll) {
@@ -302,10 +323,14 @@ impl Shim {
 
     fn on_deadlines(&mut self) {
         self.go_on_undoing();
-        if self.jobs.is_empty() && self.lingering.is_empty() {
+        let attached = |container: &Container| container.init.streams.next_deadline().is_some();
+        if self.jobs.is_empty() && self.lingering.is_empty() && !self.containers.iter().any(attached) {
             return;
         }
         let now = sys::boot_ms();
+        for container in self.containers.iter_mut().filter(|container| attached(container)) {
+            container.init.streams.drop_stalled(&self.epoll, now);
+        }
         self.lingering.retain(|(until, _)| *until > now);
         for job in &mut self.jobs {
             job.kill_if_late(now);

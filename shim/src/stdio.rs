@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 
 use coracle_shim::protocol::CRI_LOG_SCHEME;
 
+use crate::attached::Attached;
 use crate::cri_log::{Framer, LogFile, StreamName};
-use crate::pump::{Flow, Input, Output, READS_AT_END, READS_PER_WAKE, Target};
+use crate::pump::{Flow, Input, Output, Reach, Target};
 use crate::sys::{self, Epoll, Interest};
 
 /// Addresses of the standard streams, as the client gave them.
@@ -107,11 +108,11 @@ impl Streams {
             Target::Nowhere
         } else if let Some(path) = address.strip_prefix(CRI_LOG_SCHEME) {
             self.open_log(name, Path::new(path))?;
-            Target::Log { stream, framer: Framer::default() }
+            Target::Log(Framer::default())
         } else {
-            Target::Pipe { pipe: open_named_pipe(name, address)?, backlog: Vec::new() }
+            Target::Pipe { pipe: open_pipe(name, address, false)?, backlog: Vec::new() }
         };
-        let mut output = Output { id: 0, source: None, target };
+        let mut output = Output { id: 0, stream, source: None, target, attached: Vec::new(), ended: false };
         let mut end = None;
         if !self.terminal {
             let (read, write) = sys::pipe().map_err(|source| StdioError::Pipe { name, source })?;
@@ -142,7 +143,7 @@ impl Streams {
     }
 
     fn open_input(&mut self, address: &str) -> Result<Option<File>, StdioError> {
-        let source = open_named_pipe("stdin", address)?;
+        let source = open_pipe("stdin", address, true)?;
         let mut input = Input {
             id: 0,
             path: PathBuf::from(address),
@@ -198,7 +199,15 @@ impl Streams {
     /// Handles a wake-up; false when the id is not one of these streams.
     pub(crate) fn on_ready(&mut self, epoll: &Epoll, id: u64) -> bool {
         if let Some(at) = self.outputs.iter().position(|output| output.id == id) {
-            if self.outputs[at].pump(epoll, self.log.as_mut(), READS_PER_WAKE) == Flow::Ended {
+            if self.outputs[at].pump(epoll, self.log.as_mut(), Reach::Wake) == Flow::Ended {
+                self.outputs.remove(at);
+                self.close_ended_log();
+            }
+            return true;
+        }
+        if let Some(at) = self.outputs.iter().position(|output| has_attached(output, id)) {
+            self.outputs[at].on_attached_ready(epoll, id);
+            if self.outputs[at].is_over() {
                 self.outputs.remove(at);
                 self.close_ended_log();
             }
@@ -217,17 +226,62 @@ impl Streams {
     /// afterwards for whoever else holds them.
     pub(crate) fn drain(&mut self, epoll: &Epoll) {
         self.input = None;
+        self.pump_all(epoll, Reach::End);
+    }
+
+    fn pump_all(&mut self, epoll: &Epoll, reach: Reach) {
         let log = &mut self.log;
-        self.outputs.retain_mut(|output| output.pump(epoll, log.as_mut(), READS_AT_END) != Flow::Ended);
+        self.outputs.retain_mut(|output| output.pump(epoll, log.as_mut(), reach) != Flow::Ended);
+        self.close_ended_log();
+    }
+
+    /// Gives somebody a copy of the output from now on. An address that is empty, or of a stream that has ended, gets
+    /// nothing. `next_id` gives ids that no other watched descriptor has.
+    pub(crate) fn attach(
+        &mut self,
+        epoll: &Epoll,
+        (stdout, stderr): (&str, &str),
+        mut next_id: impl FnMut() -> u64,
+    ) -> Result<(), StdioError> {
+        for (name, stream, address) in
+            [("stdout", StreamName::Stdout, stdout), ("stderr", StreamName::Stderr, stderr)]
+        {
+            let output = self.outputs.iter_mut().find(|output| output.stream == stream);
+            if let (false, Some(output)) = (address.is_empty(), output) {
+                output.attached.push(Attached::open(name, address, next_id(), epoll)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// How many are attached.
+    pub(crate) fn attached(&self) -> usize {
+        self.outputs.iter().map(|output| output.attached.len()).sum()
+    }
+
+    /// When the first of those who are attached is let go.
+    pub(crate) fn next_deadline(&self) -> Option<u64> {
+        self.outputs.iter().flat_map(|output| &output.attached).filter_map(Attached::deadline).min()
+    }
+
+    /// Lets those go who have taken nothing for too long.
+    pub(crate) fn drop_stalled(&mut self, epoll: &Epoll, now: u64) {
+        self.outputs.iter_mut().for_each(|output| output.drop_stalled(epoll, now));
+        self.outputs.retain(|output| !output.is_over());
         self.close_ended_log();
     }
 
     /// The process is gone and deleted: ends its log, and returns what a slow reader has yet to take, if anything.
     pub(crate) fn wind_up(mut self, epoll: &Epoll) -> Option<Self> {
-        self.drain(epoll);
+        self.input = None;
+        self.pump_all(epoll, Reach::Last);
         self.console = None;
         for output in &mut self.outputs {
             output.finish(self.log.as_mut());
+            if matches!(output.target, Target::Log(_)) {
+                // There is no log any more: what comes now must not be told to the attached alone.
+                output.end_source();
+            }
         }
         self.log = None;
         self.outputs.retain(Output::is_blocked);
@@ -237,7 +291,11 @@ impl Streams {
     /// Handles a wake-up of what [`Streams::wind_up`] returned.
     pub(crate) fn pass_rest(&mut self, epoll: &Epoll, id: u64) {
         self.outputs.retain_mut(|output| {
-            output.id != id || output.pump(epoll, None, READS_PER_WAKE) == Flow::Blocked
+            if has_attached(output, id) {
+                output.on_attached_ready(epoll, id);
+                return output.is_blocked();
+            }
+            output.id != id || output.pump(epoll, None, Reach::Wake) == Flow::Blocked
         });
     }
 
@@ -300,8 +358,21 @@ impl Streams {
     }
 }
 
-/// Opens a named pipe for both directions, so that it neither waits for the other side nor breaks when that restarts.
-fn open_named_pipe(name: &'static str, address: &str) -> Result<File, StdioError> {
+fn has_attached(output: &Output, id: u64) -> bool {
+    output.attached.iter().any(|attached| attached.id == id)
+}
+
+/// Where the pipes of a living process are, as opposed to named ones.
+const PROCESS_PIPES: &str = "/proc/";
+
+/// Whether the stream belongs to a living process and ends with it.
+pub(crate) fn ends_with_its_process(address: &str) -> bool {
+    address.starts_with(PROCESS_PIPES)
+}
+
+/// Opens a pipe. A named one is opened for both directions, so that it neither waits for the other side nor breaks when
+/// that restarts; that of a process ends with it.
+pub(crate) fn open_pipe(name: &'static str, address: &str, read: bool) -> Result<File, StdioError> {
     if address.contains("://") {
         return Err(StdioError::Scheme { name, address: address.into() });
     }
@@ -309,9 +380,10 @@ fn open_named_pipe(name: &'static str, address: &str) -> Result<File, StdioError
     if !path.is_absolute() {
         return Err(StdioError::Relative { name, address: address.into() });
     }
+    let both = !ends_with_its_process(address);
     OpenOptions::new()
-        .read(true)
-        .write(true)
+        .read(both || read)
+        .write(both || !read)
         .custom_flags(libc::O_NONBLOCK)
         .open(path)
         .map_err(|source| StdioError::Open { name, path: path.to_path_buf(), source })

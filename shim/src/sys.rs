@@ -111,6 +111,8 @@ impl Interest {
     pub(crate) const READ: Self = Self(libc::EPOLLIN as u32);
     /// Something can be written.
     pub(crate) const WRITE: Self = Self(libc::EPOLLOUT as u32);
+    /// Nothing: only the end of the other side, which is always told.
+    pub(crate) const END: Self = Self(0);
     /// Either.
     pub(crate) const BOTH: Self = Self((libc::EPOLLIN | libc::EPOLLOUT) as u32);
 }

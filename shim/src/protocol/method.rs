@@ -72,6 +72,8 @@ methods! {
     Shutdown in TASK_SERVICE: task::ShutdownRequest => Empty;
     /// Opens a container's CRI log anew.
     ReopenLog in SHIM_SERVICE: shim::ReopenLogRequest => Empty;
+    /// Copies a container's output to somebody.
+    Attach in SHIM_SERVICE: shim::AttachRequest => Empty;
     /// What the shim is and what it holds.
     Info in SHIM_SERVICE: shim::InfoRequest => shim::InfoResponse;
 }

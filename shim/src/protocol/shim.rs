@@ -8,6 +8,23 @@ pub struct ReopenLogRequest {
     pub id: String,
 }
 
+/// Asks for a copy of a container's output from now on, beside its log.
+///
+/// An address is the pipe of a living process, `/proc/PID/fd/N`, or empty. Who takes nothing for half a minute while
+/// there is something to take is let go, because it holds the container up.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct AttachRequest {
+    /// The container.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// Where to copy standard output, or a terminal's.
+    #[prost(string, tag = "2")]
+    pub stdout: String,
+    /// Where to copy standard error.
+    #[prost(string, tag = "3")]
+    pub stderr: String,
+}
+
 /// Asks what the shim is and what it holds.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct InfoRequest {}

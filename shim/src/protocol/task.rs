@@ -102,13 +102,14 @@ pub struct ExecProcessRequest {
     /// Whether it gets a terminal.
     #[prost(bool, tag = "3")]
     pub terminal: bool,
-    /// Path of a named pipe, or empty.
+    /// Path of a named pipe, or empty. That of a living process' pipe, `/proc/PID/fd/N`, ends with that process; an
+    /// exec with such a stream is killed when the connection that asked for it ends.
     #[prost(string, tag = "4")]
     pub stdin: String,
-    /// Path of a named pipe, or empty.
+    /// The same for standard output.
     #[prost(string, tag = "5")]
     pub stdout: String,
-    /// Path of a named pipe, or empty.
+    /// The same for standard error.
     #[prost(string, tag = "6")]
     pub stderr: String,
     /// The OCI process as JSON.

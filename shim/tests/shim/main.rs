@@ -8,6 +8,7 @@
 //! What a shim costs in memory, for thirty of them: `cargo run -p coracle-shim --example memory`.
 #![allow(clippy::unwrap_used, reason = "in a test's helpers as in the tests")]
 
+mod attach;
 mod exec;
 mod harness;
 mod lifecycle;
