@@ -9,6 +9,7 @@ pub mod example_image;
 pub mod images;
 pub mod node;
 pub mod peers;
+pub mod random;
 pub mod sys;
 pub mod victims;
 

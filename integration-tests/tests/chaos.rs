@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use coracle_integration_tests::random::{Random, number};
 use coracle_integration_tests::victims::{Victim, children, command_line};
 use coracle_integration_tests::{Executables, example_image, sys};
 use support::{Fixture, LIMIT, pod};
@@ -22,27 +23,6 @@ use support::{Fixture, LIMIT, pod};
 const SETTLE: Duration = Duration::from_secs(240);
 /// An image that nobody runs, so that only its load is at stake.
 const LOADED: &str = "example.coracle/loaded:1";
-
-/// A small generator, so that a run can be repeated: xorshift64*.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % bound
-    }
-
-    fn one_of<T: Clone>(&mut self, all: &[T]) -> Option<T> {
-        let at = self.below(u64::try_from(all.len()).unwrap().max(1));
-        all.get(usize::try_from(at).unwrap()).cloned()
-    }
-}
-
-fn number(variable: &str, otherwise: u64) -> u64 {
-    std::env::var(variable).ok().and_then(|value| value.parse().ok()).unwrap_or(otherwise)
-}
 
 /// A node under attack.
 struct Chaos {
@@ -66,7 +46,7 @@ impl Chaos {
         let archive = fixture.node.disk.join("loaded.tar");
         example_image::write_as(LOADED, 400, &Executables::of_this_build().example, &archive).unwrap();
         let (wanted, stay) = (BTreeSet::new(), BTreeMap::new());
-        let random = Random(seed);
+        let random = Random::new(seed);
         let mut chaos = Self { fixture, random, victim, prefix, wanted, stay, made: 0, killed: 0, archive };
         for number in 0..4 {
             let name = format!("{}-stay{number}x", chaos.prefix);

@@ -207,6 +207,16 @@ impl Cgroups {
         }
     }
 
+    /// Removes `path` from every tree where nothing is in it.
+    pub(crate) fn remove_unused(&self, path: &str) {
+        if path.len() > 1 {
+            for tree in self.trees() {
+                // One that is still in use, or was never made, is left alone.
+                let _ = fs::remove_dir(below(tree, path));
+            }
+        }
+    }
+
     /// Every process in `path` and below. A cgroup that is not there has none.
     pub(crate) fn members(&self, path: &str) -> Vec<u32> {
         self.killing_tree(path).map(|dir| processes(&dir).unwrap_or_default()).unwrap_or_default()

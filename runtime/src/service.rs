@@ -205,6 +205,7 @@ impl Runtime {
                 tracing::warn!("images are still being fetched; their layers are checked at the next boot")
             }
         }
+        self.engine.leave();
     }
 
     /// The image store, for what CRI has no call for: load, save and prune.
@@ -214,6 +215,19 @@ impl Runtime {
 }
 
 impl Engine {
+    /// Takes away what every start makes anew, when nothing that runs on needs it.
+    fn leave(&self) {
+        let index = self.index();
+        if !index.sandboxes.is_empty() || !index.containers.is_empty() {
+            return;
+        }
+        self.cgroups.remove_unused(&self.config.shim_cgroup);
+        let state = &self.layout.state;
+        if let Err(error) = crate::container::overlay::unmake_private(state) {
+            tracing::warn!(%error, path = %state.display(), "the state folder stays a mount point");
+        }
+    }
+
     pub(crate) fn index(&self) -> MutexGuard<'_, Index> {
         // The maps are whole after every statement, so a panic of another holder left them usable.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)

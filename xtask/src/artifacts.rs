@@ -80,11 +80,6 @@ fn tests_by(mut build: Command) -> Result<Tests> {
     Ok(tests)
 }
 
-/// Those that the environment names (`CORACLE_BIN`, `CORACLE_SHIM`), or all of it built as it ships.
-pub(crate) fn given_or_built() -> Result<Executables> {
-    if std::env::var_os("CORACLE_BIN").is_some() { Ok(Executables::of_this_build()) } else { build() }
-}
-
 /// Builds one `coracle` that carries its shim, and returns its path.
 pub(crate) fn dist() -> Result<PathBuf> {
     let plain = build()?;

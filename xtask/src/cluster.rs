@@ -117,7 +117,7 @@ fn add(words: &[&str]) -> Result<()> {
         Some(_) => {
             // The conflist is the same for both kinds, and so are its plugins.
             peers::ensure(CNI)?;
-            let executables = artifacts::given_or_built()?;
+            let executables = artifacts::build_or_given()?;
             Kind::Coracle { executables, flags: after(words, "--") }
         }
         None => bail!("which kind of node? --reference or --coracle"),

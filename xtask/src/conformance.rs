@@ -95,7 +95,7 @@ fn on(kind: &str, request: &Request<'_>) -> Result<Value> {
     }
     let kind_of_node = match kind {
         "reference" => Kind::Reference,
-        _ => Kind::Coracle { executables: artifacts::given_or_built()?, flags: Vec::new() },
+        _ => Kind::Coracle { executables: artifacts::build_or_given()?, flags: Vec::new() },
     };
     let mut cluster =
         Cluster::start(&Options { lifetime: Lifetime::OfThisProcess, ..Options::of_test("conformance") })?;

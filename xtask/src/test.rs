@@ -27,10 +27,12 @@ pub(crate) fn with_cluster(filter: &[&str]) -> Result<()> {
     for names in [CONTROL_PLANE, REFERENCE_NODE] {
         peers::ensure(names)?;
     }
-    let arguments =
-        ["test", "--package", "coracle-integration-tests", "--test", "cluster", "--test", "joined", "--"];
+    let mut command = process::command("cargo", ["test", "--package", "coracle-integration-tests"]);
+    for name in ["cluster", "joined", "rollouts"] {
+        command.args(["--test", name]);
+    }
     // One after the other: each is a whole cluster.
-    process::run(process::command("cargo", arguments).arg("--test-threads=1").args(filter))
+    process::run(command.args(["--", "--test-threads=1", "--nocapture"]).args(filter))
 }
 
 /// `coracle-streaming` against Go programs that stand on Kubernetes' own libraries; the test builds them.

@@ -162,6 +162,35 @@ pub(crate) fn make_private(path: &Path) -> io::Result<()> {
     Ok(mount_change(&path, MountPropagationFlags::PRIVATE)?)
 }
 
+/// Takes back [`make_private`], unless something is still mounted below or somebody else mounted the folder.
+pub(crate) fn unmake_private(path: &Path) -> io::Result<()> {
+    let path = fs::canonicalize(path)?;
+    let table = fs::read("/proc/self/mountinfo")?;
+    if is_bound_to_itself(&path, &table) { Ok(unmount(&path, UnmountFlags::DETACH)?) } else { Ok(()) }
+}
+
+/// Whether `path`, alone and with nothing mounted below, is a mount of the folder that it covers.
+fn is_bound_to_itself(path: &Path, table: &[u8]) -> bool {
+    let mounts: Vec<(&[u8], PathBuf, PathBuf)> = table
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| {
+            let mut fields = line.split(|byte| *byte == b' ').skip(2);
+            Some((fields.next()?, unescape(fields.next()?), unescape(fields.next()?)))
+        })
+        .collect();
+    let mut here = mounts.iter().filter(|(.., point)| point.starts_with(path));
+    let (Some((device, root, point)), None) = (here.next(), here.next()) else { return false };
+    let around = mounts.iter().filter(|(.., point)| point != path && path.starts_with(point));
+    // Of mounts on one another the last is seen.
+    let Some((device_around, root_around, point_around)) =
+        around.max_by_key(|(.., point)| point.as_os_str().len())
+    else {
+        return false;
+    };
+    let covered = path.strip_prefix(point_around).map(|rest| root_around.join(rest));
+    point == path && device == device_around && covered.as_ref() == Ok(root)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -169,6 +198,19 @@ mod tests {
     #[test]
     fn mount_table_fields_lose_their_octal() {
         assert_eq!(unescape(b"/a\\040b\\134c\\x"), Path::new("/a b\\c\\x"));
+    }
+
+    #[test]
+    fn only_a_folder_bound_to_itself_is_taken_back() {
+        let root = "1 0 254:0 / / rw - ext4 /dev/a rw\n2 1 0:5 / /run rw - tmpfs t rw\n";
+        let is_ours =
+            |line: &str| is_bound_to_itself(Path::new("/run/coracle"), format!("{root}{line}").as_bytes());
+        assert!(is_ours("3 2 0:5 /coracle /run/coracle rw - tmpfs t rw\n"));
+        assert!(!is_ours(""), "nothing is mounted there");
+        assert!(!is_ours("3 2 0:9 / /run/coracle rw - tmpfs other rw\n"), "a file system of its own");
+        assert!(!is_ours("3 2 0:5 /elsewhere /run/coracle rw - tmpfs t rw\n"), "another folder");
+        let pinned = "3 2 0:5 /coracle /run/coracle rw - tmpfs t rw\n4 3 0:4 net:[1] /run/coracle/net/a rw - nsfs n rw\n";
+        assert!(!is_ours(pinned), "something is mounted below");
     }
 
     #[tokio::test]

@@ -20,7 +20,7 @@ const STARTS: usize = 40;
 /// Runs the bench on this machine.
 pub(crate) fn run() -> Result<()> {
     setup::for_demo()?;
-    let built = artifacts::build()?;
+    let built = artifacts::build_or_given()?;
     let folder = process::target_dir().join("bench-local");
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let archive = folder.join("example.tar");

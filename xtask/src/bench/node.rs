@@ -39,7 +39,7 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
         peers::ensure(names)?;
     }
     let built =
-        if kinds.contains(&"coracle") { artifacts::given_or_built()? } else { artifacts::build_small()? };
+        if kinds.contains(&"coracle") { artifacts::build_or_given()? } else { artifacts::build_small()? };
     images::write(&Peers::new(), Set::Basic, Some(&built.example))?;
     let (mut ours, mut reference) = (Vec::new(), Vec::new());
     for kind in kinds {

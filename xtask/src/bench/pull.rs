@@ -24,7 +24,7 @@ const ROUNDS: usize = 3;
 /// Runs the bench on this machine.
 pub(crate) fn run() -> Result<()> {
     setup::run()?;
-    let built = artifacts::build()?;
+    let built = artifacts::build_or_given()?;
     let tools = process::target_dir().join("tools");
     process::run(&mut process::command(
         "cargo",
