@@ -430,6 +430,12 @@ pub fn pss_kib(pid: u32) -> u64 {
     field(&text, "Pss:")
 }
 
+/// Proportional set size of a process, and what of it no file stands behind, in KiB.
+pub fn memory_kib(pid: u32) -> (u64, u64) {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    (field(&text, "Pss:"), field(&text, "Pss_Anon:"))
+}
+
 /// Bytes that a process has caused to be written to storage.
 pub fn written_bytes(pid: u32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();

@@ -15,7 +15,7 @@ use crate::{events_file, pod_files, sys};
 
 /// Changes within this time are written together.
 const TOGETHER: Duration = Duration::from_millis(200);
-/// So long after the last change the burst is over, and free memory goes back to the kernel.
+/// So long after the last change the burst is over, and what it needed goes back to the kernel.
 const QUIET: Duration = Duration::from_secs(10);
 
 /// Runs until it is dropped.
@@ -50,7 +50,7 @@ pub(super) async fn record(state_dir: PathBuf, node: Arc<Node>) {
             // Cancel-safe: a timer; armed once after a burst, so an idle node has none.
             () = tokio::time::sleep(QUIET), if trim => {
                 trim = false;
-                sys::trim_heap();
+                sys::give_memory_back();
                 continue;
             }
         };

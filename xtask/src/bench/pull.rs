@@ -1,10 +1,10 @@
 //! `bench pull`: pull and unpack of a 200 MB image from a registry on loopback, ours and Debian's containerd in
 //! turn, both asked over their sockets; then once more ours with 20 connections cut.
 //!
-//! Memory is the sum of each process's peak resident size (`VmHWM`), the agent's and its workers' on our side,
-//! containerd's on the other, sampled every 20 ms, since workers are short-lived.
+//! Memory is that of the agent and its workers on our side, of containerd on the other, the most that was seen at once
+//! of samples every 20 ms: all of it (PSS, so that pages of the executable count once), and what no file stands
+//! behind (anonymous), which the kernel cannot take back under pressure.
 
-use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use coracle_integration_tests::example_image;
-use coracle_integration_tests::node::{Node, Options};
+use coracle_integration_tests::node::{Node, Options, memory_kib};
 
 use super::{Report, percentile};
 use crate::{artifacts, process, setup};
@@ -67,7 +67,9 @@ pub(crate) fn run() -> Result<()> {
     let mut report = Report::new("pull");
     report.head();
     report.add("pull_s", "s", "200 MiB", ours.seconds(), Some(theirs.seconds()));
-    report.add("pull_peak_mib", "MiB", "200 MiB", ours.peak_mib(), Some(theirs.peak_mib()));
+    report.add("pull_peak_mib", "MiB", "200 MiB", mebibytes(&mut ours.pss), Some(mebibytes(&mut theirs.pss)));
+    let (held, theirs_held) = (mebibytes(&mut ours.anonymous), mebibytes(&mut theirs.anonymous));
+    report.add("pull_peak_anonymous_mib", "MiB", "200 MiB", held, Some(theirs_held));
     drop(registry);
 
     let registry = Registry::start(&tools, CUTS)?;
@@ -84,38 +86,60 @@ pub(crate) fn run() -> Result<()> {
 #[derive(Default)]
 struct Side {
     seconds: Vec<f64>,
-    peak_kib: Vec<f64>,
+    pss: Vec<f64>,
+    anonymous: Vec<f64>,
 }
 
 impl Side {
-    fn add(&mut self, (seconds, peak_kib): (f64, u64)) {
+    fn add(&mut self, (seconds, peak): (f64, Memory)) {
         self.seconds.push(seconds);
-        self.peak_kib.push(peak_kib as f64);
+        self.pss.push(peak.pss_kib as f64);
+        self.anonymous.push(peak.anonymous_kib as f64);
     }
 
     fn seconds(&mut self) -> f64 {
         percentile(&mut self.seconds, 50)
     }
+}
 
-    fn peak_mib(&mut self) -> f64 {
-        percentile(&mut self.peak_kib, 50) / 1024.0
+/// The median of rounds in KiB, as MiB.
+fn mebibytes(kib: &mut [f64]) -> f64 {
+    percentile(kib, 50) / 1024.0
+}
+
+/// What some processes hold at a time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Memory {
+    pss_kib: u64,
+    anonymous_kib: u64,
+}
+
+impl Memory {
+    fn of(pids: &[u32]) -> Self {
+        let (pss_kib, anonymous_kib) =
+            pids.iter().map(|pid| memory_kib(*pid)).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        Self { pss_kib, anonymous_kib }
+    }
+
+    fn max(self, other: Self) -> Self {
+        Self {
+            pss_kib: self.pss_kib.max(other.pss_kib),
+            anonymous_kib: self.anonymous_kib.max(other.anonymous_kib),
+        }
     }
 }
 
 /// Runs `work` and returns how long it took and the peak of all processes below `roots`.
-fn watch<T>(roots: &[u32], work: impl FnOnce() -> Result<T>) -> Result<(f64, u64)> {
+fn watch<T>(roots: &[u32], work: impl FnOnce() -> Result<T>) -> Result<(f64, Memory)> {
     let ended = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         let sampler = scope.spawn(|| {
-            let mut peaks: BTreeMap<u32, u64> = BTreeMap::new();
+            let mut peak = Memory::default();
             while !ended.load(std::sync::atomic::Ordering::Relaxed) {
-                for pid in descendants(roots) {
-                    let peak = peaks.entry(pid).or_default();
-                    *peak = (*peak).max(high_water_kib(pid));
-                }
+                peak = peak.max(Memory::of(&descendants(roots)));
                 std::thread::sleep(Duration::from_millis(20));
             }
-            peaks.values().sum::<u64>()
+            peak
         });
         let start = Instant::now();
         let result = work();
@@ -138,13 +162,6 @@ fn descendants(roots: &[u32]) -> Vec<u32> {
         }
     }
     all
-}
-
-fn high_water_kib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let value =
-        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
-    value.unwrap_or(0)
 }
 
 /// The registry of the bench; ends when its input does, so also when this process is killed.
