@@ -230,7 +230,7 @@ pub(crate) struct RunArgs {
 }
 
 /// A time as a kubelet's flags have it: `30s`, `1m30s`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let parsed: Result<jiff::SignedDuration, _> = text.parse();
     parsed
         .ok()

@@ -147,6 +147,7 @@ impl FakeRuntime {
             creates_log_files: false,
             metric_descriptors: Vec::new(),
             metrics: Vec::new(),
+            streaming_server: "http://fake.invalid".to_owned(),
         };
         let inner = Inner {
             state: Mutex::new(state),
@@ -266,6 +267,13 @@ impl FakeRuntime {
     /// Whether starting a container and reopening its log creates the log file, as real runtimes do. Off.
     pub fn create_log_files(&self, create: bool) {
         self.lock().creates_log_files = create;
+    }
+
+    /// What the URLs of `Exec`, `Attach` and `PortForward` begin with, such as `http://127.0.0.1:1234`. The test
+    /// serves them, at `/exec/ID`, `/attach/ID` (with `stdin=true`… and each `command=` in the query) and
+    /// `/portforward/ID`.
+    pub fn set_streaming_server(&self, url: &str) {
+        self.lock().streaming_server = url.to_owned();
     }
 
     /// Sets a condition of `Status`, such as `NetworkReady`.

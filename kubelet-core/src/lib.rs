@@ -47,5 +47,6 @@ pub mod sandbox_config;
 pub mod server;
 pub mod source;
 mod status_writer;
+pub mod streams;
 mod sys;
 pub mod volume;

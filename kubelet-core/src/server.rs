@@ -2,9 +2,8 @@
 //!
 //! A program starts one [`Server`]; dropping it ends the listener and every connection. One task per connection, at
 //! most [`CONNECTIONS`]; a followed log is served by its connection's own task, which sleeps until inotify or a status
-//! wakes it. Nothing is measured until somebody asks. Paths and permissions are in `route`, which is pure.
-//!
-//! exec, attach, portForward and run are answered with 501 for now.
+//! wakes it. Nothing is measured until somebody asks. Paths and permissions are in `route`, which is pure. A connection
+//! that becomes a stream (exec, attach, portForward) leaves its place to the next and is one of at most [`SESSIONS`].
 
 mod answer;
 mod auth;
@@ -16,18 +15,20 @@ mod metrics;
 mod pods;
 mod route;
 mod stats;
+mod streaming;
 mod subject;
 mod tls;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_cluster::Cluster;
 use coracle_cri::{ImageService, RuntimeService};
 use rustls::server::ResolvesServerCert;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -38,6 +39,8 @@ use stats::StatsCache;
 
 /// Connections served side by side; the next one waits.
 pub const CONNECTIONS: usize = 256;
+/// Streams open side by side; further ones are refused.
+pub const SESSIONS: usize = 1024;
 
 /// How the kubelet API is served. Names follow the kubelet's configuration.
 pub struct ServerConfig {
@@ -59,6 +62,8 @@ pub struct ServerConfig {
     pub root_dir: PathBuf,
     /// The pods' logs, for the statistics of their sizes.
     pub log_root: PathBuf,
+    /// After how long without a byte a stream ends (`streamingConnectionIdleTimeout`); measured coarsely.
+    pub streaming_idle_timeout: Duration,
     /// What tells the time.
     pub clock: Clock,
 }
@@ -108,6 +113,7 @@ struct Shared {
     auth: Auth,
     trust: tls::Trust,
     stats: StatsCache,
+    sessions: Arc<Semaphore>,
     started: i64,
 }
 
@@ -126,7 +132,8 @@ impl Server {
         let auth = Auth { reviewer, tokens: config.authenticate_tokens, webhook: config.authorize };
         let started = config.clock.now().wall_nanos;
         let (trust, stats) = (tls::Trust::new(config.client_authorities.clone()), StatsCache::default());
-        let shared = Arc::new(Shared { config, parts, auth, trust, stats, started });
+        let sessions = Arc::new(Semaphore::new(SESSIONS));
+        let shared = Arc::new(Shared { config, parts, auth, trust, stats, sessions, started });
         let mut tasks = JoinSet::new();
         tasks.spawn(connection::serve(listener, TlsAcceptor::from(Arc::new(tls)), shared));
         Ok(Self { address, _tasks: tasks })

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use coracle_cluster::Cluster;
@@ -29,6 +30,7 @@ pub(super) struct NodeSettings {
     authenticate_tokens: bool,
     authorize: bool,
     log_root: PathBuf,
+    streaming_idle_timeout: Duration,
     configz: Value,
 }
 
@@ -57,6 +59,7 @@ impl NodeSettings {
             authenticate_tokens: flags.authentication_token_webhook,
             authorize: flags.authorization_mode == AuthorizationMode::Webhook,
             log_root: std::path::absolute(&args.pod_logs_dir).context("--pod-logs-dir")?,
+            streaming_idle_timeout: flags.streaming_connection_idle_timeout,
             configz: configz(args, flags),
         })
     }
@@ -88,6 +91,7 @@ fn configz(args: &RunArgs, flags: &NodeArgs) -> Value {
         },
         "clusterDomain": args.cluster_domain,
         "clusterDNS": args.cluster_dns,
+        "streamingConnectionIdleTimeout": go_duration(flags.streaming_connection_idle_timeout),
         "nodeStatusUpdateFrequency": "10s",
         "nodeStatusReportFrequency": "5m0s",
         "nodeLeaseDurationSeconds": 40,
@@ -112,6 +116,17 @@ fn configz(args: &RunArgs, flags: &NodeArgs) -> Value {
         "registerNode": flags.register_node,
         "podLogsDir": args.pod_logs_dir,
     })
+}
+
+/// As Go writes a time of whole seconds: `4h0m0s`.
+fn go_duration(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    match (hours, minutes) {
+        (0, 0) => format!("{seconds}s"),
+        (0, _) => format!("{minutes}m{seconds}s"),
+        _ => format!("{hours}h{minutes}m{seconds}s"),
+    }
 }
 
 /// Who the node is to its clients, and whom it trusts.
@@ -145,6 +160,7 @@ pub(super) async fn start(
         configz: settings.configz.clone(),
         root_dir: settings.node.root_dir.clone(),
         log_root: settings.log_root.clone(),
+        streaming_idle_timeout: settings.streaming_idle_timeout,
         clock: Clock::system(),
     };
     let parts = ServerParts {

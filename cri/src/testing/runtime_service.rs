@@ -248,7 +248,11 @@ impl RuntimeService for FakeRuntime {
     async fn exec(&self, request: ExecRequest) -> Result<ExecResponse, Status> {
         self.call(Method::Exec, &request.container_id, |state| {
             running(state, &request.container_id)?;
-            Ok(ExecResponse { url: format!("http://fake.invalid/exec/{}", request.container_id) })
+            let command = request.cmd.iter().map(|word| format!("&command={word}")).collect::<String>();
+            let ExecRequest { container_id, stdin, stdout, stderr, tty, .. } = &request;
+            let streams = format!("stdin={stdin}&stdout={stdout}&stderr={stderr}&tty={tty}");
+            let url = format!("{}/exec/{container_id}?{streams}{command}", state.streaming_server);
+            Ok(ExecResponse { url })
         })
         .await
     }
@@ -256,7 +260,10 @@ impl RuntimeService for FakeRuntime {
     async fn attach(&self, request: AttachRequest) -> Result<AttachResponse, Status> {
         self.call(Method::Attach, &request.container_id, |state| {
             running(state, &request.container_id)?;
-            Ok(AttachResponse { url: format!("http://fake.invalid/attach/{}", request.container_id) })
+            let AttachRequest { container_id, stdin, stdout, stderr, tty } = &request;
+            let streams = format!("stdin={stdin}&stdout={stdout}&stderr={stderr}&tty={tty}");
+            let url = format!("{}/attach/{container_id}?{streams}", state.streaming_server);
+            Ok(AttachResponse { url })
         })
         .await
     }
@@ -265,7 +272,7 @@ impl RuntimeService for FakeRuntime {
         self.call(Method::PortForward, &request.pod_sandbox_id, |state| {
             state.sandbox(&request.pod_sandbox_id)?;
             Ok(PortForwardResponse {
-                url: format!("http://fake.invalid/portforward/{}", request.pod_sandbox_id),
+                url: format!("{}/portforward/{}", state.streaming_server, request.pod_sandbox_id),
             })
         })
         .await

@@ -247,6 +247,8 @@ pub(super) struct State {
     pub(super) creates_log_files: bool,
     pub(super) metric_descriptors: Vec<MetricDescriptor>,
     pub(super) metrics: Vec<PodSandboxMetrics>,
+    /// What URLs of streams begin with.
+    pub(super) streaming_server: String,
 }
 
 impl State {

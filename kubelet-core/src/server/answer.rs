@@ -4,7 +4,7 @@ use std::io;
 
 use futures_util::{Stream, StreamExt as _};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Full, StreamBody};
+use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
 use hyper::body::{Bytes, Frame};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
@@ -43,6 +43,13 @@ pub(super) fn json(value: &impl serde::Serialize) -> Answer {
 /// An error as a kubelet tells it: plain words.
 pub(super) fn error(status: u16, words: impl Into<String>) -> Answer {
     whole(status, TEXT, words.into())
+}
+
+/// An answer of headers alone.
+pub(super) fn empty(status: StatusCode) -> Answer {
+    let mut answer = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
+    *answer.status_mut() = status;
+    answer
 }
 
 fn answer(status: u16, content_type: &'static str, body: Body) -> Answer {

@@ -1,17 +1,17 @@
 //! Connections of the kubelet API: accepted, their TLS, their requests checked and led to what answers them.
 //!
-//! One task accepts; one task per connection serves its requests, one after the other. A client that does not say
-//! what it wants within a while is let go.
+//! One task accepts; one task per connection serves its requests, one after the other, and then the stream that the
+//! last of them asked for. A client that does not say what it wants within a while is let go.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use hyper::Request;
 use hyper::body::Incoming;
 use hyper::header::AUTHORIZATION;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::pki_types::CertificateDer;
 use serde_json::json;
@@ -23,6 +23,7 @@ use tokio_rustls::TlsAcceptor;
 use super::answer::{self, Answer, METRICS, TEXT};
 use super::auth::{Denied, User};
 use super::route::{Route, permission, route};
+use super::streaming::{self, Granted, Session, What};
 use super::{CONNECTIONS, Shared, logs, metrics, pods, stats};
 
 /// A handshake takes at most so long.
@@ -50,33 +51,50 @@ pub(super) async fn serve(listener: TcpListener, acceptor: TlsAcceptor, shared: 
         while connections.try_join_next().is_some() {}
         let (acceptor, shared) = (acceptor.clone(), shared.clone());
         connections.spawn(async move {
-            let _place = place;
-            connection(stream, acceptor, shared).await;
+            let session = connection(stream, acceptor, shared).await;
+            // Streams have a bound of their own, so that they do not keep requests out.
+            drop(place);
+            if let Some(session) = session {
+                session.await;
+            }
         });
     }
 }
 
-async fn connection(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared>) {
+/// Serves requests, and returns the session that the last one began.
+async fn connection(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared>) -> Option<Session> {
     let _ = stream.set_nodelay(true);
-    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await else {
-        // Whoever probes the port without TLS is not worth a line of log.
-        return;
-    };
+    let accepted = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
+    // Whoever probes the port without TLS is not worth a line of log.
+    let mut stream = accepted.ok()?.ok()?;
+    // What a slow client has not taken yet waits where it comes from.
+    stream.get_mut().1.set_buffer_limit(Some(BUFFER));
     let chain: Vec<CertificateDer<'static>> =
         stream.get_ref().1.peer_certificates().map(<[_]>::to_vec).unwrap_or_default();
     let client = Arc::new(Client { shared, chain });
+    let session = Arc::new(Mutex::new(None));
+    let begun = session.clone();
     let service = service_fn(move |request| {
-        let client = client.clone();
-        async move { Ok::<_, Infallible>(client.serve(request).await) }
+        let (client, begun) = (client.clone(), begun.clone());
+        async move {
+            let Granted { answer, session } = client.serve(request).await;
+            if let Some(session) = session {
+                *begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(session);
+            }
+            Ok::<_, Infallible>(answer)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
         .max_buf_size(BUFFER)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
     if let Err(error) = connection.await {
         tracing::debug!(error = &error as &dyn std::error::Error, "a connection to the kubelet API broke");
+        return None;
     }
+    session.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 /// One connection's client.
@@ -87,17 +105,22 @@ struct Client {
 }
 
 impl Client {
-    async fn serve(&self, request: Request<Incoming>) -> Answer {
+    async fn serve(&self, request: Request<Incoming>) -> Granted {
         let (method, path) = (request.method().as_str(), request.uri().path());
         let authorization = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
         let user = self.certificate_user();
         let needed = permission(method, path);
         let allowed = self.shared.auth.check(user.as_ref(), authorization, &needed).await;
         if let Err(Denied(status, words)) = allowed {
-            return answer::error(status, words);
+            return answer::error(status, words).into();
         }
-        let query = request.uri().query().unwrap_or_default();
-        self.answer(route(method, path), query, request.method() == Method::HEAD).await
+        let shared = &self.shared;
+        match route(method, path) {
+            Route::Exec(place) => streaming::container(shared, request, &place, What::Exec).await,
+            Route::Attach(place) => streaming::container(shared, request, &place, What::Attach).await,
+            Route::PortForward(place) => streaming::port_forward(shared, request, &place).await,
+            route => self.answer(route, request.uri().query().unwrap_or_default()).await.into(),
+        }
     }
 
     fn certificate_user(&self) -> Option<User> {
@@ -107,7 +130,7 @@ impl Client {
         self.shared.trust.identity(&self.chain).map(User::from)
     }
 
-    async fn answer(&self, route: Route, query: &str, _head: bool) -> Answer {
+    async fn answer(&self, route: Route, query: &str) -> Answer {
         let shared = &self.shared;
         match route {
             Route::Healthz { .. } => answer::whole(200, TEXT, "ok"),
@@ -129,8 +152,9 @@ impl Client {
                 "this node has no cAdvisor; /metrics/resource and /stats/summary tell what its containers use\n",
             ),
             Route::Configz => answer::json(&json!({ "kubeletconfig": shared.config.configz })),
-            Route::Streaming(what) => {
-                answer::error(501, format!("this release of coracle does not serve {what} yet\n"))
+            Route::Run(place) => streaming::run(shared, &place, query).await,
+            Route::Exec(_) | Route::Attach(_) | Route::PortForward(_) => {
+                unreachable!("invariant: `serve` gives these the whole request")
             }
             Route::Disabled(words) => answer::error(405, format!("{words}\n")),
             Route::WrongMethod => answer::error(405, "405: Method Not Allowed"),

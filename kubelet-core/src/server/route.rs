@@ -3,6 +3,17 @@
 //! Pure. Follows the kubelet's `InstallAuthNotRequiredHandlers`, `InstallAuthRequiredHandlers` and
 //! `GetRequestAttributes` with fine-grained authorization (1.36).
 
+/// A pod or a container of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) namespace: String,
+    pub(super) pod: String,
+    /// Empty if any will do.
+    pub(super) uid: String,
+    /// Empty for a pod.
+    pub(super) container: String,
+}
+
 /// What a request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Route {
@@ -23,8 +34,10 @@ pub(super) enum Route {
     MetricsProbes,
     MetricsCadvisor,
     Configz,
-    /// exec, attach, portForward and run.
-    Streaming(&'static str),
+    Exec(Place),
+    Attach(Place),
+    PortForward(Place),
+    Run(Place),
     /// Known to a kubelet and not served, with what it says instead.
     Disabled(&'static str),
     /// A known path with another method.
@@ -57,14 +70,36 @@ pub(super) fn route(method: &str, path: &str) -> Route {
         ["metrics", "probes"] => get(Route::MetricsProbes),
         ["metrics", "cadvisor"] => get(Route::MetricsCadvisor),
         ["configz"] => get(Route::Configz),
-        ["exec", _, _, _] | ["exec", _, _, _, _] => get_or_post(Route::Streaming("exec")),
-        ["attach", _, _, _] | ["attach", _, _, _, _] => get_or_post(Route::Streaming("attach")),
-        ["portForward", _, _] | ["portForward", _, _, _] => get_or_post(Route::Streaming("portForward")),
-        ["run", _, _, _] | ["run", _, _, _, _] => Route::Streaming("run"),
+        ["exec", rest @ ..] if is_container(rest) => get_or_post(Route::Exec(container(rest))),
+        ["attach", rest @ ..] if is_container(rest) => get_or_post(Route::Attach(container(rest))),
+        ["portForward", namespace, pod] => get_or_post(Route::PortForward(place(namespace, pod, "", ""))),
+        ["portForward", namespace, pod, uid] => {
+            get_or_post(Route::PortForward(place(namespace, pod, uid, "")))
+        }
+        ["run", rest @ ..] if is_container(rest) && method == "POST" => Route::Run(container(rest)),
+        ["run", rest @ ..] if is_container(rest) => Route::WrongMethod,
         ["logs", ..] => Route::Disabled("logs endpoint is disabled."),
         ["debug", "pprof", ..] => Route::Disabled("profiling endpoint is disabled."),
         ["debug", "flags", ..] => Route::Disabled("flags endpoint is disabled."),
         _ => Route::Unknown,
+    }
+}
+
+fn place(namespace: &str, pod: &str, uid: &str, container: &str) -> Place {
+    let [namespace, pod, uid, container] = [namespace, pod, uid, container].map(str::to_owned);
+    Place { namespace, pod, uid, container }
+}
+
+fn is_container(segments: &[&str]) -> bool {
+    matches!(segments.len(), 3 | 4)
+}
+
+/// `NAMESPACE/POD/CONTAINER`, or with the UID before the container.
+fn container(segments: &[&str]) -> Place {
+    match segments {
+        [namespace, pod, uid, name] => place(namespace, pod, uid, name),
+        [namespace, pod, name] => place(namespace, pod, "", name),
+        _ => Place::default(),
     }
 }
 
@@ -154,7 +189,10 @@ mod tests {
         assert_eq!(route("POST", "/containerLogs/default/web/app"), Route::WrongMethod);
         assert_eq!(route("GET", "/containerLogs/default/web"), Route::Unknown);
         assert_eq!(route("GET", "/runningpods/"), Route::RunningPods);
-        assert_eq!(route("POST", "/exec/ns/pod/uid/c"), Route::Streaming("exec"));
+        assert_eq!(route("POST", "/exec/ns/pod/uid/c"), Route::Exec(place("ns", "pod", "uid", "c")));
+        assert_eq!(route("GET", "/attach/ns/pod/c"), Route::Attach(place("ns", "pod", "", "c")));
+        assert_eq!(route("POST", "/portForward/ns/pod"), Route::PortForward(place("ns", "pod", "", "")));
+        assert_eq!(route("GET", "/run/ns/pod/c"), Route::WrongMethod);
         assert_eq!(route("GET", "/healthz/ping"), Route::HealthzPart("ping".into()));
         assert_eq!(route("GET", "/logs/syslog"), Route::Disabled("logs endpoint is disabled."));
         assert_eq!(route("GET", "/"), Route::Unknown);
