@@ -148,6 +148,11 @@ impl Layout {
         self.containers().join(id)
     }
 
+    /// The named pipe to the standard input of a container that has one.
+    pub(crate) fn stdin(&self, id: &str) -> PathBuf {
+        self.bundle(id).join("stdin")
+    }
+
     pub(crate) fn rootfs(&self, id: &str) -> PathBuf {
         self.bundle(id).join("rootfs")
     }

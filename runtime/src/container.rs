@@ -8,6 +8,7 @@ mod create;
 mod end;
 mod exec;
 pub(crate) mod overlay;
+pub(crate) mod process;
 mod specification;
 mod start;
 mod stop;

@@ -20,6 +20,7 @@ mod service_error;
 mod shim_client;
 pub mod spec;
 mod stats;
+mod streaming;
 mod sys;
 #[cfg(feature = "testing")]
 pub mod testing;

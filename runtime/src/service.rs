@@ -30,6 +30,7 @@ use crate::record::RecordError;
 use crate::sandbox::Sandbox;
 use crate::service_error::ServiceError;
 use crate::spec::host::HostFacts;
+use crate::streaming::Streaming;
 use crate::sys;
 
 pub use status::{Recorded, read_records};
@@ -131,6 +132,7 @@ pub(crate) struct Engine {
     /// Ends the watching tasks; acts under way finish.
     pub(crate) closing: CancellationToken,
     pub(crate) layer_usage: crate::stats::LayerUsage,
+    pub(crate) streaming: Streaming,
     _lock: fs::File,
 }
 
@@ -181,6 +183,7 @@ impl Runtime {
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
             layer_usage: Default::default(),
+            streaming: Streaming::new(),
             _lock: lock,
             config,
         });

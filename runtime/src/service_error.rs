@@ -57,6 +57,15 @@ pub(crate) enum ServiceError {
     Unkillable { id: String, seconds: u64 },
     #[error("command {command:?} timed out: no end in {seconds} s")]
     ExecTimeout { command: String, seconds: u64 },
+    #[error("start the streaming server on 127.0.0.1")]
+    StreamingServer {
+        #[source]
+        source: io::Error,
+    },
+    #[error("maximum number of in-flight streaming requests exceeded")]
+    TooManyStreams,
+    #[error("sandbox {id}: no connection to {problem}")]
+    NoConnection { id: String, problem: String },
     #[error(transparent)]
     Namespace(#[from] NamespaceError),
     #[error(transparent)]
@@ -108,6 +117,7 @@ impl ServiceError {
             ServiceError::Shim(ShimError::Deadline { .. }) | ServiceError::Cni(CniError::Deadline { .. }) => {
                 Code::DeadlineExceeded
             }
+            ServiceError::TooManyStreams => Code::ResourceExhausted,
             ServiceError::Closing => Code::Unavailable,
             ServiceError::Panicked => Code::Internal,
             _ => Code::Unknown,

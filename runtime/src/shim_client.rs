@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use coracle_shim::protocol::{Code, Decoder, Method, call};
+use coracle_shim::protocol::{Code, Decoder, Method, call, method, task};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -18,6 +18,9 @@ use tokio::task::AbortHandle;
 
 /// The most calls that wait for one shim. Each container has one Wait, the rest is short.
 const MAX_PENDING: usize = 1024;
+
+/// How long a terminal's new size may take.
+const RESIZE_BOUND: Duration = Duration::from_secs(20);
 
 /// A call to a shim failed.
 #[derive(Debug, thiserror::Error)]
@@ -142,6 +145,19 @@ impl ShimClient {
         }
     }
 
+    /// Sets the size of a terminal, of a container's first process or of an exec; one that has ended has none.
+    pub(crate) async fn resize(&self, id: &str, exec_id: &str, width: u16, height: u16) {
+        let request = task::ResizePtyRequest {
+            id: id.to_owned(),
+            exec_id: exec_id.to_owned(),
+            width: width.into(),
+            height: height.into(),
+        };
+        if let Err(error) = self.call::<method::ResizePty>(&request, RESIZE_BOUND).await {
+            tracing::debug!(container = %id, %error, "terminal not resized");
+        }
+    }
+
     /// Calls `M` and waits for the answer as long as the shim lives; for Wait.
     pub(crate) async fn call_unbounded<M: Method>(
         &self,
@@ -256,7 +272,7 @@ async fn read_frames(read: &OwnedReadHalf, pending: &Mutex<Pending>) -> io::Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use coracle_shim::protocol::{Kind, Response, frame, method, task};
+    use coracle_shim::protocol::{Kind, Response, frame};
     use prost::Message as _;
     use tokio::io::AsyncReadExt as _;
     use tokio::net::UnixListener;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use coracle_cri::v1::ContainerEventType;
 use coracle_shim::protocol::{CRI_LOG_SCHEME, method, task};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use super::{Container, phase_name};
 use crate::record::{ContainerPhase, Exit};
@@ -59,16 +60,18 @@ impl Engine {
     }
 
     async fn start_task(&self, container: &Container, shim: &ShimClient) -> Result<u32, ServiceError> {
-        let (log, terminal) = {
+        let (log, terminal, has_input) = {
             let record = container.record();
-            (record.log_path.clone(), record.config.tty)
+            (record.log_path.clone(), record.config.tty, record.config.stdin)
         };
-        // A pod without a log folder wants no log.
-        let output = if log.is_empty() { String::new() } else { format!("{CRI_LOG_SCHEME}{log}") };
+        // A pod without a log folder wants no log, but somebody may attach.
+        let output = if log.is_empty() { "/dev/null".to_owned() } else { format!("{CRI_LOG_SCHEME}{log}") };
+        let stdin = if has_input { self.make_stdin(&container.id)? } else { String::new() };
         let create = task::CreateTaskRequest {
             id: container.id.clone(),
             bundle: self.layout.bundle(&container.id).to_string_lossy().into_owned(),
             terminal,
+            stdin,
             stderr: if terminal { String::new() } else { output.clone() },
             stdout: output,
             ..Default::default()
@@ -76,6 +79,16 @@ impl Engine {
         shim.call::<method::Create>(&create, MAKE_BOUND).await?;
         let start = task::StartRequest { id: container.id.clone(), ..Default::default() };
         Ok(shim.call::<method::Start>(&start, MAKE_BOUND).await?.pid)
+    }
+
+    /// A named pipe, because the container's input outlives this runtime.
+    fn make_stdin(&self, id: &str) -> Result<String, ServiceError> {
+        let path = self.layout.stdin(id);
+        let mode = Mode::RUSR | Mode::WUSR;
+        match mknodat(CWD, &path, FileType::Fifo, mode, 0) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(path.to_string_lossy().into_owned()),
+            Err(error) => Err(ServiceError::file("create", path)(error.into())),
+        }
     }
 
     /// Takes away what a failed start left and makes the container exited. Answers the error of the start.

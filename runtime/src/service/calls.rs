@@ -11,6 +11,7 @@ use super::status::{container_item, container_status, labels_match, sandbox_item
 use crate::config::CgroupDriver as Driver;
 use crate::service_error::ServiceError;
 use crate::stats;
+use crate::streaming::{Ticket, check_streams};
 
 /// Containers or sandboxes in one piece of a streamed list: far below gRPC's message bound.
 const PIECE: usize = 200;
@@ -193,18 +194,26 @@ impl RuntimeService for Runtime {
         Ok(self.engine.exec_sync(&container, request.cmd, request.timeout).await?)
     }
 
-    async fn exec(&self, _request: ExecRequest) -> Result<ExecResponse, Status> {
-        Err(Status::unimplemented(
-            "interactive exec is not built yet; ExecSync runs a command and returns its output",
-        ))
+    async fn exec(&self, request: ExecRequest) -> Result<ExecResponse, Status> {
+        check_streams(request.stdin, request.stdout, request.stderr, request.tty)?;
+        let container = self.engine.container(&request.container_id)?;
+        self.engine.expect_running(&container)?;
+        Ok(ExecResponse { url: self.engine.streaming_url(Ticket::Exec(request)).await? })
     }
 
-    async fn attach(&self, _request: AttachRequest) -> Result<AttachResponse, Status> {
-        Err(Status::unimplemented("attach is not built yet; the log of the container has its output"))
+    async fn attach(&self, request: AttachRequest) -> Result<AttachResponse, Status> {
+        check_streams(request.stdin, request.stdout, request.stderr, request.tty)?;
+        let container = self.engine.container(&request.container_id)?;
+        self.engine.expect_running(&container)?;
+        Ok(AttachResponse { url: self.engine.streaming_url(Ticket::Attach(request)).await? })
     }
 
-    async fn port_forward(&self, _request: PortForwardRequest) -> Result<PortForwardResponse, Status> {
-        Err(Status::unimplemented("port forwarding is not built yet; use a hostPort"))
+    async fn port_forward(&self, request: PortForwardRequest) -> Result<PortForwardResponse, Status> {
+        let sandbox = self.engine.sandbox(&request.pod_sandbox_id)?;
+        if !sandbox.is_ready() {
+            return Err(ServiceError::SandboxNotReady { id: sandbox.id.clone() }.into());
+        }
+        Ok(PortForwardResponse { url: self.engine.streaming_url(Ticket::PortForward(request)).await? })
     }
 
     async fn container_stats(

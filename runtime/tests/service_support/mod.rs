@@ -74,7 +74,7 @@ pub fn write_image(dir: &Path) {
     for name in [
         "sh", "sleep", "cat", "echo", "id", "hostname", "true", "false", "ps", "ping", "ip", "kill", "dd",
         "wc", "ls", "ipcs", "mount", "test", "seq", "yes", "readlink", "touch", "nc", "tail", "head", "grep",
-        "tr", "env",
+        "tr", "env", "stty",
     ] {
         tar = tar.hard_link(&format!("bin/{name}"), "bin/busybox");
     }

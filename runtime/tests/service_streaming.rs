@@ -1,0 +1,451 @@
+//! Exec, attach and port-forward through the URLs that CRI answers with, by the crate's own client over SPDY and
+//! WebSocket.
+#![allow(clippy::unwrap_used, reason = "tests say what they expect with unwrap")]
+
+mod service_support;
+
+use std::fs;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use coracle_cri::v1::*;
+use coracle_cri::{Code, RuntimeService as _};
+use coracle_runtime::BridgeNetwork;
+use coracle_streaming::channel::{ExecOptions, Outcome, TerminalSize};
+use coracle_streaming::client::{self, Ask, ClientExec, Forwarder, Transport};
+use hyper::header::{HeaderName, HeaderValue};
+use hyper::{HeaderMap, StatusCode};
+use service_support::{Node, namespaces, script_container, until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const OUTPUT: ExecOptions = ExecOptions { stdin: false, stdout: true, stderr: true, tty: false };
+const SHELL: ExecOptions = ExecOptions { stdin: true, stdout: true, stderr: true, tty: false };
+const TERMINAL: ExecOptions = ExecOptions { stdin: true, stdout: true, stderr: false, tty: true };
+
+/// Asks a URL for an upgrade; the connection and the answer's head.
+async fn ask(url: &str, transport: Transport, ask: &Ask) -> (TcpStream, StatusCode, HeaderMap) {
+    let (host, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
+    assert!(host.starts_with("127.0.0.1:"), "{url}");
+    let mut socket = TcpStream::connect(host).await.unwrap();
+    let method = if transport == Transport::Spdy { "POST" } else { "GET" };
+    let mut head = format!("{method} /{path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n");
+    for (name, value) in ask.headers() {
+        head.push_str(&format!("{name}: {}\r\n", value.to_str().unwrap()));
+    }
+    socket.write_all((head + "\r\n").as_bytes()).await.unwrap();
+    let mut bytes = Vec::new();
+    while !bytes.ends_with(b"\r\n\r\n") {
+        bytes.push(socket.read_u8().await.unwrap());
+    }
+    let text = String::from_utf8(bytes).unwrap();
+    let mut lines = text.trim_end().split("\r\n");
+    let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    let mut headers = HeaderMap::new();
+    for (name, value) in lines.filter_map(|line| line.split_once(": ")) {
+        let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+        headers.append(name, HeaderValue::from_str(value).unwrap());
+    }
+    (socket, status, headers)
+}
+
+async fn open(url: &str, transport: Transport, options: ExecOptions) -> ClientExec {
+    let asked = Ask::exec(transport);
+    let (socket, status, headers) = ask(url, transport, &asked).await;
+    let protocol = asked.exec_answer(status, &headers).unwrap();
+    client::exec(socket, protocol, options).await.unwrap()
+}
+
+async fn exec_url(node: &Node, id: &str, command: &[&str], options: ExecOptions) -> String {
+    let ExecOptions { stdin, stdout, stderr, tty } = options;
+    let cmd = command.iter().map(|word| (*word).to_owned()).collect();
+    let request = ExecRequest { container_id: id.into(), cmd, tty, stdin, stdout, stderr };
+    node.runtime().exec(request).await.unwrap().url
+}
+
+async fn exec(node: &Node, id: &str, command: &[&str], options: ExecOptions) -> ClientExec {
+    open(&exec_url(node, id, command, options).await, Transport::Spdy, options).await
+}
+
+async fn attach(node: &Node, id: &str, options: ExecOptions) -> ClientExec {
+    let ExecOptions { stdin, stdout, stderr, tty } = options;
+    let request = AttachRequest { container_id: id.into(), stdin, tty, stdout, stderr };
+    let url = node.runtime().attach(request).await.unwrap().url;
+    open(&url, Transport::Spdy, options).await
+}
+
+/// All that comes, and how it ends.
+async fn collect(mut exec: ClientExec) -> (String, String, Outcome) {
+    let (mut out, mut err) = (String::new(), String::new());
+    let (mut stdout, mut stderr) = (exec.stdout.take(), exec.stderr.take());
+    let read_out = async {
+        if let Some(stdout) = &mut stdout {
+            stdout.read_to_string(&mut out).await.unwrap();
+        }
+    };
+    let read_err = async {
+        if let Some(stderr) = &mut stderr {
+            stderr.read_to_string(&mut err).await.unwrap();
+        }
+    };
+    let ((), (), outcome) = tokio::join!(read_out, read_err, exec.exit.wait());
+    (out, err, outcome.unwrap())
+}
+
+/// A node with a pod and a container in it that runs a script.
+async fn running(script: &str) -> (Node, String, String) {
+    let node = Node::start().await;
+    let pod = node.sandbox("one");
+    let sandbox = node.run_sandbox(&pod).await;
+    let id = node.run(&sandbox, &pod, "main", script).await;
+    (node, sandbox, id)
+}
+
+async fn processes(node: &Node, id: &str) -> String {
+    String::from_utf8_lossy(&node.exec(id, &["ps"]).await.stdout).into_owned()
+}
+
+#[tokio::test]
+async fn commands_tell_output_and_exit_code_by_both_transports() {
+    let (node, sandbox, id) = running("sleep 1000").await;
+    for transport in [Transport::Spdy, Transport::WebSocket] {
+        let url = exec_url(&node, &id, &["sh", "-c", "echo out; echo err >&2; exit 42"], OUTPUT).await;
+        let said = collect(open(&url, transport, OUTPUT).await).await;
+        assert_eq!(said, ("out\n".into(), "err\n".into(), Outcome::Exited(42)), "{transport:?}");
+        let url = exec_url(&node, &id, &["cat"], SHELL).await;
+        let mut session = open(&url, transport, SHELL).await;
+        let mut stdin = session.stdin.take().unwrap();
+        let input: String = (0..200_000).map(|number| format!("{number}\n")).collect();
+        let feed = async {
+            stdin.write_all(input.as_bytes()).await.unwrap();
+            stdin.shutdown().await.unwrap();
+        };
+        let ((), (out, _, outcome)) = tokio::join!(feed, collect(session));
+        assert!(out == input && outcome == Outcome::Success, "{transport:?}: {} {outcome:?}", out.len());
+    }
+    let (_, _, outcome) = collect(exec(&node, &id, &["/no/such"], OUTPUT).await).await;
+    let Outcome::Failed(words) = outcome else { panic!("{outcome:?}") };
+    assert!(words.contains("error executing command in container") && words.contains("/no/such"), "{words}");
+    let (_, _, outcome) = collect(exec(&node, &id, &["sh", "-c", "kill -9 $$"], OUTPUT).await).await;
+    assert_eq!(outcome, Outcome::Exited(137));
+    node.remove_sandbox(&sandbox).await;
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_terminal_has_the_clients_size_and_one_stream() {
+    let (node, sandbox, id) = running("sleep 1000").await;
+    let script = "read line; echo \"got $line\"; stty size; [ -t 2 ] && echo terminal";
+    let mut session = exec(&node, &id, &["sh", "-c", script], TERMINAL).await;
+    let mut resize = session.resize.take().unwrap();
+    resize.send(TerminalSize { width: 99, height: 33 }).await.unwrap();
+    // The size is there before the command asks for it.
+    until("the size to be set", || async {
+        let shown = node.exec(&id, &["sh", "-c", "for t in /dev/pts/[0-9]*; do stty size -F $t; done"]).await;
+        String::from_utf8_lossy(&shown.stdout).contains("33 99").then_some(())
+    })
+    .await;
+    let mut stdin = session.stdin.take().unwrap();
+    stdin.write_all(b"words\n").await.unwrap();
+    let (out, _, outcome) = collect(session).await;
+    assert_eq!((out.as_str(), outcome), ("words\r\ngot words\r\n33 99\r\nterminal\r\n", Outcome::Success));
+    node.remove_sandbox(&sandbox).await;
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_takes_its_process_along() {
+    let (mut node, sandbox, id) = running("sleep 1000").await;
+    let mut session = exec(&node, &id, &["sh", "-c", "echo up; sleep 701; true"], TERMINAL).await;
+    let mut up = [0; 2];
+    session.stdout.as_mut().unwrap().read_exact(&mut up).await.unwrap();
+    assert!(processes(&node, &id).await.contains("sleep 701"));
+    drop(session);
+    until("the process to be gone", || async {
+        (!processes(&node, &id).await.contains("sleep 701")).then_some(())
+    })
+    .await;
+    // So does a runtime that ends; the container goes on.
+    let mut session = exec(&node, &id, &["sh", "-c", "echo up; sleep 702"], OUTPUT).await;
+    session.stdout.as_mut().unwrap().read_exact(&mut up).await.unwrap();
+    node.restart().await;
+    until("the process to be gone", || async {
+        let list = processes(&node, &id).await;
+        (!list.contains("sleep 702") && list.contains("sleep 1000")).then_some(())
+    })
+    .await;
+    drop(session);
+    node.remove_sandbox(&sandbox).await;
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn output_after_the_exit_is_waited_for_as_long_as_the_client_takes_it() {
+    let (node, sandbox, id) = running("sleep 1000").await;
+    // A child that says nothing more holds the pipes, and nobody waits for it for ever.
+    let begun = Instant::now();
+    let said = collect(exec(&node, &id, &["sh", "-c", "echo out; sleep 600 & exit 3"], OUTPUT).await).await;
+    assert_eq!(said, ("out\n".into(), String::new(), Outcome::Exited(3)));
+    assert!(begun.elapsed() < Duration::from_secs(60));
+    // A client that is slow gets everything.
+    let mut session = exec(&node, &id, &["seq", "1", "30000"], OUTPUT).await;
+    let mut stdout = session.stdout.take().unwrap();
+    let mut first = [0; 2];
+    stdout.read_exact(&mut first).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    let mut rest = String::new();
+    let (read, outcome) = tokio::join!(stdout.read_to_string(&mut rest), session.exit.wait());
+    read.unwrap();
+    assert_eq!((rest.lines().count(), outcome.unwrap()), (29_999, Outcome::Success));
+    node.remove_sandbox(&sandbox).await;
+    node.finish().await;
+}
+
+/// A container with input, which runs a script.
+async fn with_input(node: &Node, sandbox: &str, name: &str, once: bool, tty: bool, script: &str) -> String {
+    let pod = node.sandbox("one");
+    let mut config = script_container(&pod, name, script);
+    (config.stdin, config.stdin_once, config.tty) = (true, once, tty);
+    let id = node.create(sandbox, &pod, config).await;
+    node.start_container(&id).await;
+    id
+}
+
+#[tokio::test]
+async fn attached_clients_get_output_give_input_and_may_come_back() {
+    let mut node = Node::start().await;
+    let pod = node.sandbox("one");
+    let sandbox = node.run_sandbox(&pod).await;
+    let echo = "while read line; do echo \"out $line\"; echo \"err $line\" >&2; done; echo over";
+    let id = with_input(&node, &sandbox, "many", false, false, echo).await;
+    let watch = attach(&node, &id, OUTPUT).await;
+    for word in ["one", "two"] {
+        let mut session = attach(&node, &id, SHELL).await;
+        let mut stdin = session.stdin.take().unwrap();
+        stdin.write_all(format!("{word}\n").as_bytes()).await.unwrap();
+        let mut line = [0; 8];
+        session.stdout.as_mut().unwrap().read_exact(&mut line).await.unwrap();
+        assert_eq!(String::from_utf8_lossy(&line), format!("out {word}\n"));
+        // The end of input ends the attachment; the process waits for the next client.
+        stdin.shutdown().await.unwrap();
+        let (_, _, outcome) = collect(session).await;
+        assert_eq!(outcome, Outcome::Success);
+        // Its input is there for the next runtime too.
+        if word == "one" {
+            let mut watch = attach(&node, &id, OUTPUT).await;
+            node.restart().await;
+            let mut rest = String::new();
+            let ended = watch.stdout.take().unwrap().read_to_string(&mut rest).await;
+            assert!(ended.is_err() || rest.is_empty(), "{rest}");
+        }
+    }
+    drop(watch);
+    assert_eq!(node.status(&id).await.state(), ContainerState::ContainerRunning);
+    node.log_has(&id, "stderr F err two").await;
+
+    let id = with_input(&node, &sandbox, "once", true, false, echo).await;
+    let mut session = attach(&node, &id, SHELL).await;
+    let mut stdin = session.stdin.take().unwrap();
+    stdin.write_all(b"words\n").await.unwrap();
+    stdin.shutdown().await.unwrap();
+    let said = collect(session).await;
+    assert_eq!(said, ("out words\nover\n".into(), "err words\n".into(), Outcome::Success));
+    assert_eq!(node.exit(&id).await.exit_code, 0);
+
+    // A client that leaves without a word ends that input too.
+    let id = with_input(&node, &sandbox, "left", true, false, echo).await;
+    drop(attach(&node, &id, SHELL).await);
+    assert_eq!(node.exit(&id).await.exit_code, 0);
+
+    let id = with_input(&node, &sandbox, "tty", true, true, "read line; echo got $line; stty size").await;
+    let mut session = attach(&node, &id, TERMINAL).await;
+    session.resize.as_mut().unwrap().send(TerminalSize { width: 90, height: 30 }).await.unwrap();
+    until("the size to be set", || async {
+        let shown = node.exec(&id, &["sh", "-c", "stty size < /dev/console"]).await;
+        String::from_utf8_lossy(&shown.stdout).contains("30 90").then_some(())
+    })
+    .await;
+    session.stdin.as_mut().unwrap().write_all(b"words\n").await.unwrap();
+    let (out, _, outcome) = collect(session).await;
+    assert_eq!((out.as_str(), outcome), ("words\r\ngot words\r\n30 90\r\n", Outcome::Success));
+    node.remove_sandbox(&sandbox).await;
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn only_a_token_that_was_not_used_gets_anything() {
+    let (node, sandbox, id) = running("sleep 1000").await;
+    let url = exec_url(&node, &id, &["echo", "out"], OUTPUT).await;
+    let (kind, token) = url.rsplit_once('/').unwrap();
+    assert!(token.len() >= 8 && kind.ends_with("/exec"), "{url}");
+    let host = kind.strip_suffix("/exec").unwrap();
+    let spdy = Ask::exec(Transport::Spdy);
+    for wrong in [
+        format!("{host}/exec/"),
+        format!("{host}/"),
+        format!("{host}/exec/{}", "a".repeat(token.len())),
+        format!("{host}/exec/{token}/x"),
+    ] {
+        let (_, status, _) = ask(&wrong, Transport::Spdy, &spdy).await;
+        assert_eq!(status, StatusCode::NOT_FOUND, "{wrong}");
+    }
+    assert_eq!(collect(open(&url, Transport::Spdy, OUTPUT).await).await.0, "out\n");
+    let (_, status, _) = ask(&url, Transport::Spdy, &spdy).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    // Garbage without an end is let go.
+    let mut socket = TcpStream::connect(host.strip_prefix("http://").unwrap()).await.unwrap();
+    let flood = async { while socket.write_all(&[b'x'; 4096]).await.is_ok() {} };
+    tokio::time::timeout(Duration::from_secs(30), flood).await.unwrap();
+
+    let request = ExecRequest { container_id: id.clone(), tty: true, stderr: true, ..Default::default() };
+    assert_eq!(node.runtime().exec(request).await.unwrap_err().code(), Code::InvalidArgument);
+    let request = AttachRequest { container_id: id.clone(), ..Default::default() };
+    assert_eq!(node.runtime().attach(request).await.unwrap_err().code(), Code::InvalidArgument);
+    let request = AttachRequest { container_id: "no".into(), stdout: true, ..Default::default() };
+    assert_eq!(node.runtime().attach(request).await.unwrap_err().code(), Code::NotFound);
+    node.stop_container(&id, 0).await;
+    let request = ExecRequest { container_id: id.clone(), stdout: true, ..Default::default() };
+    assert_eq!(node.runtime().exec(request).await.unwrap_err().code(), Code::FailedPrecondition);
+    node.remove_sandbox(&sandbox).await;
+    node.finish().await;
+}
+
+/// Resident memory of this process, in bytes.
+fn resident() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+#[tokio::test]
+async fn sixty_four_fast_writers_to_slow_readers_stay_small() {
+    let (node, sandbox, id) = running("sleep 1000").await;
+    collect(exec(&node, &id, &["true"], OUTPUT).await).await;
+    let before = resident();
+    let mut sessions = Vec::new();
+    for _ in 0..64 {
+        sessions.push(exec(&node, &id, &["yes"], OUTPUT).await);
+    }
+    for session in &mut sessions {
+        let mut some = [0; 1000];
+        session.stdout.as_mut().unwrap().read_exact(&mut some).await.unwrap();
+    }
+    // Some time for buffers to fill; more would not make them larger.
+    let mut most = 0;
+    for _ in 0..30 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        most = most.max(resident().saturating_sub(before));
+    }
+    // The clients' side is in it.
+    assert!(most < 16 << 20, "{most} bytes more");
+    drop(sessions);
+    until("the writers to be gone", || async {
+        (!processes(&node, &id).await.contains("yes")).then_some(())
+    })
+    .await;
+    node.remove_sandbox(&sandbox).await;
+    node.finish().await;
+}
+
+async fn forwarder(node: &Node, sandbox: &str, transport: Transport) -> Forwarder {
+    let request = PortForwardRequest { pod_sandbox_id: sandbox.into(), port: Vec::new() };
+    let url = node.runtime().port_forward(request).await.unwrap().url;
+    let asked = Ask::port_forward(transport);
+    let (socket, status, headers) = ask(&url, transport, &asked).await;
+    Forwarder::new(socket, asked.port_forward_answer(status, &headers).unwrap()).unwrap()
+}
+
+/// Runs the test in a fresh network namespace; answers whether this is that run.
+fn isolated(test: &str) -> bool {
+    if std::env::var_os("CORACLE_TEST_NETNS").is_some() {
+        assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
+        return true;
+    }
+    let status = Command::new("unshare")
+        .arg("--net")
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env("CORACLE_TEST_NETNS", "1")
+        .env("CORACLE_SHIM", service_support::shim())
+        .status()
+        .unwrap();
+    assert!(status.success(), "the test failed in its network namespace");
+    false
+}
+
+/// Servers in a network namespace that send back what comes. Their threads end with the test's process.
+fn echo_servers(pin: PathBuf, addresses: &'static [&'static str]) {
+    let bind = move || {
+        let pin = fs::File::open(pin).unwrap();
+        rustix::thread::move_into_link_name_space(pin.as_fd(), None).unwrap();
+        addresses.iter().map(|address| std::net::TcpListener::bind(address).unwrap()).collect::<Vec<_>>()
+    };
+    // Only that thread moves, and sockets stay where they were made.
+    for listener in std::thread::spawn(bind).join().unwrap() {
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                std::thread::spawn(move || std::io::copy(&mut stream.try_clone().unwrap(), &mut stream));
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn ports_of_a_pods_own_loopback_are_forwarded() {
+    if !isolated("ports_of_a_pods_own_loopback_are_forwarded") {
+        return;
+    }
+    let node = Node::with(|config| {
+        config.cni.default =
+            Some(BridgeNetwork { bridge: "cortest1".into(), subnet: "10.199.8.0/24".into() });
+    })
+    .await;
+    let mut pod = node.sandbox("one");
+    let context = pod.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+    context.namespace_options = Some(namespaces(NamespaceMode::Pod, NamespaceMode::Container));
+    let sandbox = node.run_sandbox(&pod).await;
+    // One listens on IPv4's loopback alone, one on IPv6's; both send back what comes until it ends.
+    let pin = node.state().join("sandboxes").join(&sandbox).join("ns/net");
+    echo_servers(pin, &["127.0.0.1:8080", "[::1]:8081"]);
+    for transport in [Transport::Spdy, Transport::WebSocket] {
+        let forwarder = forwarder(&node, &sandbox, transport).await;
+        for port in [8080, 8081] {
+            let (mut data, error) = forwarder.connect(port).await.unwrap().into_parts();
+            let words = "some words\n".repeat(20_000);
+            let mut back = String::new();
+            let (mut read, mut write) = tokio::io::split(&mut data);
+            let feed = async {
+                write.write_all(words.as_bytes()).await.unwrap();
+                write.shutdown().await.unwrap();
+            };
+            let ((), outcome) = tokio::join!(feed, read.read_to_string(&mut back));
+            outcome.unwrap();
+            assert!(back == words, "{transport:?} {port}: {} of {} bytes", back.len(), words.len());
+            assert_eq!(error.await.unwrap(), None);
+        }
+        let error = forwarder.connect(8082).await.unwrap().error().await.unwrap().unwrap();
+        assert!(error.contains("8082") && error.contains("refused"), "{error}");
+    }
+    // Many side by side over one connection.
+    let forwarder = forwarder(&node, &sandbox, Transport::Spdy).await;
+    let mut open = Vec::new();
+    for number in 0..100u32 {
+        let mut forwarded = forwarder.connect(8080).await.unwrap();
+        forwarded.data.write_all(&number.to_le_bytes()).await.unwrap();
+        open.push(forwarded);
+    }
+    for (number, forwarded) in open.iter_mut().enumerate() {
+        assert_eq!(forwarded.data.read_u32_le().await.unwrap() as usize, number);
+    }
+    drop((open, forwarder));
+    let request = StopPodSandboxRequest { pod_sandbox_id: sandbox.clone() };
+    node.runtime().stop_pod_sandbox(request).await.unwrap();
+    let request = PortForwardRequest { pod_sandbox_id: sandbox.clone(), port: Vec::new() };
+    let refused = node.runtime().port_forward(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    node.remove_sandbox(&sandbox).await;
+    node.finish().await;
+}
