@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::join_args::JoinArgs;
 use crate::node_args::NodeArgs;
+use crate::runtime_args::RuntimeArgs;
 
 /// A Kubernetes node in one small binary.
 #[derive(Debug, Parser)]
@@ -35,6 +36,8 @@ pub(crate) enum Command {
     Images(ImagesArgs),
     /// Tell what this machine lacks to run pods, each with its cure
     Check(CheckArgs),
+    /// Serve the container runtime alone, as CRI v1 on a socket
+    Cri(Box<CriArgs>),
     /// Stop all pods gracefully; they stay stopped until the agent starts again
     StopPods(StopPodsArgs),
     /// Print the version
@@ -52,15 +55,6 @@ pub(crate) struct StateArgs {
     /// Folder for sockets and records of this boot
     #[arg(long, global = true, value_name = "DIR", default_value = "/run/coracle")]
     pub state_dir: PathBuf,
-}
-
-/// How cgroups are named.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
-pub(crate) enum CgroupDriver {
-    /// Folders below --cgroup-root
-    Cgroupfs,
-    /// Slices and scopes made through systemd
-    Systemd,
 }
 
 /// Folder for images, container file systems and credentials, unless another is given.
@@ -127,49 +121,12 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "IP")]
     pub node_ip: Option<IpAddr>,
 
-    /// OCI runtime that makes containers (runc, crun, nvidia-container-runtime); ours if not given
-    #[arg(long, value_name = "PATH")]
-    pub oci_runtime: Option<PathBuf>,
-
-    /// The coracle-shim executable; the one built in, or beside this executable, if not given
-    #[arg(long, value_name = "PATH")]
-    pub shim: Option<PathBuf>,
-
-    /// How cgroups are made
-    #[arg(long, value_enum, default_value = "cgroupfs")]
-    pub cgroup_driver: CgroupDriver,
-
-    /// Cgroup under which the pods' cgroups are made
-    #[arg(long, value_name = "CGROUP", default_value = "/")]
-    pub cgroup_root: String,
-
-    /// Folder of CNI configurations; with none in it, pods get a bridge on --pod-cidr
-    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
-    pub cni_conf_dir: PathBuf,
-
-    /// Folders of CNI plugins
-    #[arg(long, value_name = "DIR", value_delimiter = ',', default_values = ["/opt/cni/bin", "/usr/lib/cni"])]
-    pub cni_bin_dir: Vec<PathBuf>,
-
-    /// Addresses of the pods' bridge; 10.88.0.0/16 if not given, and in a cluster what it gives the node
-    #[arg(long, value_name = "CIDR")]
-    pub pod_cidr: Option<String>,
-
-    /// Name of the pods' bridge
-    #[arg(long, value_name = "NAME", default_value = "cni-coracle0")]
-    pub bridge: String,
-
-    /// Mirrors, credentials and certificates of registries, in k3s' form
-    #[arg(long, value_name = "FILE", default_value = "/etc/coracle/registries.yaml")]
-    pub private_registry: PathBuf,
+    #[command(flatten)]
+    pub runtime: RuntimeArgs,
 
     /// Folder of image archives that are loaded at start; DATA_DIR/agent/images if not given
     #[arg(long, value_name = "DIR")]
     pub images_dir: Option<PathBuf>,
-
-    /// How long a registry may send nothing before the connection is given up and tried again (30s, 1m)
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
-    pub image_pull_progress_deadline: Duration,
 
     /// Images pulled side by side
     #[arg(long, value_name = "N", default_value_t = 3)]
@@ -236,6 +193,27 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         .ok()
         .and_then(|span| Duration::try_from(span).ok())
         .ok_or_else(|| format!("{text:?} is no time such as 30s or 1m30s"))
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CriArgs {
+    #[command(flatten)]
+    pub state: StateArgs,
+
+    #[command(flatten)]
+    pub runtime: RuntimeArgs,
+
+    /// Where to serve: unix:// and the path of a socket, which only root may open
+    #[arg(long, value_name = "ADDRESS", default_value = "unix:///run/coracle/cri.sock")]
+    pub listen: String,
+
+    /// Folder for images and container file systems
+    #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
+    pub data_dir: PathBuf,
+
+    /// What is logged: error, warn, info, debug or trace, or per module as in RUST_LOG
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    pub log_level: String,
 }
 
 /// How lists are printed.

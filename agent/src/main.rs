@@ -16,6 +16,7 @@ mod notify;
 mod pod_files;
 mod replace;
 mod run;
+mod runtime_args;
 mod shim_file;
 mod socket;
 mod sys;
@@ -51,6 +52,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Events(events) => commands::events::run(&events),
         Command::Images(images) => commands::images::run(&images),
         Command::Check(check) => check::run(&check),
+        Command::Cri(cri) => commands::cri::run(*cri).map(|()| ExitCode::SUCCESS),
         Command::StopPods(stop) => commands::stop_pods::run(&stop),
         Command::Version => {
             println!(

@@ -1,5 +1,6 @@
-//! The commands that ask a running agent, one module each.
+//! The commands that ask a running agent, one module each, and those that need none.
 
+pub(crate) mod cri;
 pub(crate) mod events;
 pub(crate) mod images;
 pub(crate) mod join;

@@ -44,7 +44,7 @@ use self::settings::Settings;
 pub(crate) use self::addresses::node_name;
 
 /// What ends with the agent gets so long to finish what it is at.
-const DRAIN_LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const DRAIN_LIMIT: Duration = Duration::from_secs(20);
 /// How long the lock of an agent that is gone may outlast it.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// Blocking calls side by side; their threads end after some idle seconds.
@@ -56,6 +56,11 @@ pub(crate) fn run(args: RunArgs) -> Result<()> {
     let settings = Settings::resolve(args)?;
     let _lock = lock(&settings.state_dir)?;
     tell_findings(&settings);
+    in_event_loop(supervise(settings))
+}
+
+/// Runs the whole of a process that serves: one thread, and a few for blocking calls.
+pub(crate) fn in_event_loop<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
@@ -63,8 +68,8 @@ pub(crate) fn run(args: RunArgs) -> Result<()> {
         .thread_stack_size(512 * 1024)
         .build()
         .context("cannot start the event loop")?;
-    let result = runtime.block_on(supervise(settings));
-    // What still blocks, such as a stuck disk, must not keep the agent from ending.
+    let result = runtime.block_on(work);
+    // What still blocks, such as a stuck disk, must not keep the process from ending.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }

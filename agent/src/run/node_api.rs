@@ -98,7 +98,7 @@ fn configz(args: &RunArgs, flags: &NodeArgs) -> Value {
         "nodeStatusMaxImages": 50,
         "imageGCHighThresholdPercent": args.image_gc_high_threshold,
         "imageGCLowThresholdPercent": args.image_gc_low_threshold,
-        "cgroupRoot": args.cgroup_root,
+        "cgroupRoot": args.runtime.cgroup_root,
         "cgroupsPerQOS": true,
         "maxPods": flags.max_pods,
         "podsPerCore": flags.pods_per_core,

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -14,16 +14,12 @@ use coracle_kubelet_core::kubelet::{HousekeepingConfig, KubeletConfig};
 use coracle_kubelet_core::log_rotation::LogPolicy;
 use coracle_kubelet_core::pod_cgroup;
 use coracle_kubelet_core::resources::PodResourcesConfig;
-use coracle_runtime::image::Registries;
-use coracle_runtime::{BridgeNetwork, CgroupDriver, CniConfig, Config as RuntimeConfig, Maker};
+use coracle_runtime::Config as RuntimeConfig;
 
 use super::addresses;
 use super::node_api::NodeSettings;
-use crate::args::{self, RunArgs};
-use crate::shim_file;
-
-/// Addresses of pods of a node on its own.
-const POD_CIDR: &str = "10.88.0.0/16";
+use crate::args::RunArgs;
+use crate::runtime_args::{CgroupDriver, POD_CIDR};
 
 /// What the agent is started with.
 pub(super) struct Settings {
@@ -72,7 +68,9 @@ impl Settings {
             None => None,
         };
         let kubelet = kubelet(&args, &node_name, node_ip)?;
-        let runtime = runtime(&args, cluster.is_some())?;
+        // In a cluster the addresses of pods come with the Node.
+        let subnet = if cluster.is_some() { "" } else { POD_CIDR };
+        let runtime = args.runtime.resolve(&args.data_dir, &args.state.state_dir, subnet)?;
         Ok(Self {
             images_dir: args.images_dir.unwrap_or_else(|| args.data_dir.join("agent/images")),
             manifests: args.manifests.map(std::path::absolute).transpose().context("--manifests")?,
@@ -80,7 +78,7 @@ impl Settings {
             data_dir: args.data_dir,
             node_name,
             node_ip,
-            oci_runtime: args.oci_runtime,
+            oci_runtime: args.runtime.oci_runtime,
             runtime,
             kubelet,
             cluster,
@@ -88,48 +86,14 @@ impl Settings {
     }
 }
 
-fn runtime(args: &RunArgs, is_joined: bool) -> Result<RuntimeConfig> {
-    let data_dir = std::path::absolute(&args.data_dir).context("--data-dir")?;
-    let state_dir = std::path::absolute(&args.state.state_dir).context("--state-dir")?;
-    let shim = shim_file::find(args.shim.as_deref(), &data_dir)?;
-    let mut config = RuntimeConfig::new(data_dir, state_dir, shim);
-    config.maker = args.oci_runtime.clone().map_or(Maker::Auto, Maker::Path);
-    config.cgroup_driver = match args.cgroup_driver {
-        args::CgroupDriver::Cgroupfs => CgroupDriver::Cgroupfs,
-        args::CgroupDriver::Systemd => CgroupDriver::Systemd,
-    };
-    config.shim_cgroup = format!("{}/coracle-shims", args.cgroup_root.trim_end_matches('/'));
-    // In a cluster the addresses of pods come with the Node.
-    let own = if is_joined { "" } else { POD_CIDR };
-    let subnet = args.pod_cidr.clone().unwrap_or_else(|| own.to_owned());
-    config.cni = CniConfig {
-        conf_dir: args.cni_conf_dir.clone(),
-        bin_dirs: args.cni_bin_dir.clone(),
-        default: Some(BridgeNetwork { bridge: args.bridge.clone(), subnet }),
-    };
-    config.pull_stall = args.image_pull_progress_deadline;
-    config.registries = registries(&args.private_registry)?;
-    Ok(config)
-}
-
-/// Mirrors, credentials and certificates of registries; a file that does not exist says nothing.
-fn registries(path: &Path) -> Result<Registries> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => serde_yaml_ng::from_str(&text)
-            .with_context(|| format!("{} is not in k3s' registries.yaml form", path.display())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Registries::default()),
-        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
-    }
-}
-
 fn kubelet(args: &RunArgs, node_name: &str, node_ip: IpAddr) -> Result<KubeletConfig> {
     let mut resources = PodResourcesConfig::new(std::path::absolute(&args.root_dir).context("--root-dir")?);
     resources.log_root = std::path::absolute(&args.pod_logs_dir).context("--pod-logs-dir")?;
     resources.node_ips = vec![node_ip];
-    resources.cgroup_root = args.cgroup_root.clone();
-    resources.cgroup_driver = match args.cgroup_driver {
-        args::CgroupDriver::Cgroupfs => pod_cgroup::CgroupDriver::Cgroupfs,
-        args::CgroupDriver::Systemd => pod_cgroup::CgroupDriver::Systemd,
+    resources.cgroup_root = args.runtime.cgroup_root.clone();
+    resources.cgroup_driver = match args.runtime.cgroup_driver {
+        CgroupDriver::Cgroupfs => pod_cgroup::CgroupDriver::Cgroupfs,
+        CgroupDriver::Systemd => pod_cgroup::CgroupDriver::Systemd,
     };
     resources.cluster_dns = args.cluster_dns.clone();
     resources.cluster_domain = args.cluster_domain.clone();
