@@ -30,6 +30,12 @@ pub(crate) enum Command {
     Pods(PodsArgs),
     /// Print the log of a container
     Logs(LogsArgs),
+    /// Run a command in a container
+    Exec(ExecArgs),
+    /// Attach to what a container runs
+    Attach(AttachArgs),
+    /// Forward local ports to a pod
+    PortForward(PortForwardArgs),
     /// List what happened to the pods
     Events(EventsArgs),
     /// List, pull, load, save and remove images
@@ -123,6 +129,14 @@ pub(crate) struct RunArgs {
 
     #[command(flatten)]
     pub runtime: RuntimeArgs,
+
+    /// A CRI runtime that is to run the pods (unix:///run/containerd/containerd.sock); ours if not given
+    #[arg(long, value_name = "ENDPOINT")]
+    pub container_runtime_endpoint: Option<String>,
+
+    /// The CRI image service of that runtime; at the same endpoint if not given
+    #[arg(long, value_name = "ENDPOINT", requires = "container_runtime_endpoint")]
+    pub image_service_endpoint: Option<String>,
 
     /// Folder of image archives that are loaded at start; DATA_DIR/agent/images if not given
     #[arg(long, value_name = "DIR")]
@@ -257,6 +271,53 @@ pub(crate) struct LogsArgs {
     /// Print the time before each line
     #[arg(long)]
     pub timestamps: bool,
+}
+
+/// Which container is meant, and what is connected to it.
+#[derive(Args, Debug)]
+pub(crate) struct ContainerArgs {
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// The pod: NAME or NAMESPACE/NAME; of a manifest's pod also the name in the manifest
+    pub pod: String,
+    /// The container; the first if not given
+    #[arg(short, long, value_name = "NAME")]
+    pub container: Option<String>,
+    /// Pass standard input on
+    #[arg(short = 'i', long)]
+    pub stdin: bool,
+    /// Standard input is a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ExecArgs {
+    #[command(flatten)]
+    pub container: ContainerArgs,
+    /// The command and its arguments
+    #[arg(required = true, last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct AttachArgs {
+    #[command(flatten)]
+    pub container: ContainerArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct PortForwardArgs {
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// The pod: NAME or NAMESPACE/NAME; of a manifest's pod also the name in the manifest
+    pub pod: String,
+    /// Ports: LOCAL:REMOTE, or PORT for both, or :REMOTE for any that is free here
+    #[arg(required = true, value_name = "[LOCAL:]REMOTE")]
+    pub ports: Vec<String>,
+    /// Addresses to listen on
+    #[arg(long, value_name = "IP", value_delimiter = ',', default_value = "127.0.0.1")]
+    pub address: Vec<IpAddr>,
 }
 
 #[derive(Args, Debug)]

@@ -1,11 +1,12 @@
 //! How commands and the agent talk: JSON lines over a root-only unix socket in the state folder.
 //!
 //! A connection carries one request line and then answer lines, the last of which is [`Answer::Done`] or
-//! [`Answer::Failed`]. The server half is in `run/serve.rs`; the client half here is blocking, for commands.
+//! [`Answer::Failed`]; after [`Answer::Streams`] it carries the streams of a container instead, as the runtime speaks
+//! them. The server half is in `run/serve.rs`; the client half here is blocking, for commands.
 //! Both sides are the same executable, yet a command of the next release may meet the agent of the last:
 //! the request carries [`VERSION`].
 
-use std::io::{BufRead, BufReader, Write as _};
+use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,8 @@ pub(crate) const VERSION: u32 = 1;
 
 /// The longest request line; paths and references are short.
 pub(crate) const REQUEST_LIMIT: usize = 64 * 1024;
+
+const NOT_UNDERSTOOD: &str = "the agent's answer is not understood; is it of another release?";
 
 /// A request and the version of the protocol it is written in.
 #[derive(Debug, Serialize, Deserialize)]
@@ -40,6 +43,18 @@ pub(crate) enum Request {
     Remove { image: String },
     Prune,
     StopPods { timeout_seconds: u64 },
+    Exec { uid: String, container: String, command: Vec<String>, streams: Streams },
+    Attach { uid: String, container: String, streams: Streams },
+    PortForward { uid: String },
+}
+
+/// Which streams of a command are wanted.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Streams {
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+    pub tty: bool,
 }
 
 /// One line of an answer.
@@ -51,6 +66,8 @@ pub(crate) enum Answer {
     Image(Box<ImageRecord>),
     Progress(Progress),
     Message(String),
+    /// The connection is a stream now; by the name of the protocol that is spoken over SPDY.
+    Streams(String),
     Failed(String),
     Done,
 }
@@ -115,15 +132,35 @@ impl Agent {
         })
     }
 
-    /// Sends a request and hands each answer to `each` until the last.
-    pub(crate) fn ask(mut self, request: Request, mut each: impl FnMut(Answer) -> Result<()>) -> Result<()> {
+    /// Sends a request for streams and returns the connection that they travel over, with their protocol's name.
+    pub(crate) fn open(mut self, request: Request) -> Result<(UnixStream, String)> {
+        self.send(request)?;
+        // One byte at a time: what follows the line belongs to the streams.
+        let mut line = Vec::new();
+        while line.last() != Some(&b'\n') && line.len() < REQUEST_LIMIT {
+            let mut byte = [0];
+            self.stream.read_exact(&mut byte).context("the connection to the agent broke")?;
+            line.extend(byte);
+        }
+        match serde_json::from_slice(&line).context(NOT_UNDERSTOOD)? {
+            Answer::Streams(protocol) => Ok((self.stream, protocol)),
+            Answer::Failed(message) => bail!(message),
+            _ => bail!(NOT_UNDERSTOOD),
+        }
+    }
+
+    fn send(&mut self, request: Request) -> Result<()> {
         let mut line = serde_json::to_vec(&Envelope { version: VERSION, request })?;
         line.push(b'\n');
-        self.stream.write_all(&line).context("cannot send the request to the agent")?;
+        self.stream.write_all(&line).context("cannot send the request to the agent")
+    }
+
+    /// Sends a request and hands each answer to `each` until the last.
+    pub(crate) fn ask(mut self, request: Request, mut each: impl FnMut(Answer) -> Result<()>) -> Result<()> {
+        self.send(request)?;
         for line in BufReader::new(self.stream).lines() {
             let line = line.context("the connection to the agent broke")?;
-            let answer = serde_json::from_str(&line)
-                .context("the agent's answer is not understood; is it of another release?")?;
+            let answer = serde_json::from_str(&line).context(NOT_UNDERSTOOD)?;
             match answer {
                 Answer::Done => return Ok(()),
                 Answer::Failed(message) => bail!(message),

@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use coracle_kubelet_core::api::{ContainerStatus, Pod};
 use coracle_kubelet_core::container_log::{LogFilter, LogReader, LogStream};
 use inotify::{Inotify, WatchMask};
@@ -21,7 +21,7 @@ const LOOK_AGAIN: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 pub(crate) fn run(args: &LogsArgs) -> Result<ExitCode> {
     let records = super::pod_records(&args.state.state_dir)?;
     let record = super::find_pod(&records, &args.pod)?;
-    let container = container_name(&record.pod, args.container.as_deref())?;
+    let container = super::container_name(&record.pod, args.container.as_deref())?;
     let path = log_path(record, &container, args.previous)?;
     let reader = LogReader::open(&path, args.tail.map(|lines| lines as u64))?;
     let filter = LogFilter { timestamps: args.timestamps, ..LogFilter::default() };
@@ -77,24 +77,6 @@ fn still_running(args: &LogsArgs, container: &str) -> Result<bool> {
     let records = super::pod_records(&args.state.state_dir)?;
     let Ok(record) = super::find_pod(&records, &args.pod) else { return Ok(false) };
     Ok(status_of(&record.pod, container).is_none_or(|status| status.state.terminated.is_none()))
-}
-
-fn container_name(pod: &Pod, wanted: Option<&str>) -> Result<String> {
-    let names: Vec<&str> = pod.all_containers().map(|container| container.name.as_str()).collect();
-    match wanted {
-        Some(wanted) if names.contains(&wanted) => Ok(wanted.to_owned()),
-        Some(wanted) => {
-            bail!("pod {} has no container {wanted:?}, only {}", pod.full_name(), names.join(", "))
-        }
-        None => match pod.spec.containers.as_slice() {
-            [container] => Ok(container.name.clone()),
-            _ => bail!(
-                "pod {} has several containers, say which with -c: {}",
-                pod.full_name(),
-                names.join(", ")
-            ),
-        },
-    }
 }
 
 fn status_of<'a>(pod: &'a Pod, container: &str) -> Option<&'a ContainerStatus> {

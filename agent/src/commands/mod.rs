@@ -2,11 +2,14 @@
 
 pub(crate) mod cri;
 pub(crate) mod events;
+pub(crate) mod exec;
 pub(crate) mod images;
 pub(crate) mod join;
 pub(crate) mod logs;
 pub(crate) mod pods;
+pub(crate) mod port_forward;
 pub(crate) mod stop_pods;
+mod terminal;
 
 use std::path::Path;
 
@@ -59,6 +62,25 @@ fn find_pod<'a>(records: &'a [PodRecord], wanted: &str) -> Result<&'a PodRecord>
             let names: Vec<String> = several.iter().map(|record| record.pod.full_name()).collect();
             bail!("{wanted:?} may mean {}; say NAMESPACE/NAME", names.join(" or "))
         }
+    }
+}
+
+/// The container that is meant, which must be named where there are several.
+fn container_name(pod: &Pod, wanted: Option<&str>) -> Result<String> {
+    let names: Vec<&str> = pod.all_containers().map(|container| container.name.as_str()).collect();
+    match wanted {
+        Some(wanted) if names.contains(&wanted) => Ok(wanted.to_owned()),
+        Some(wanted) => {
+            bail!("pod {} has no container {wanted:?}, only {}", pod.full_name(), names.join(", "))
+        }
+        None => match pod.spec.containers.as_slice() {
+            [container] => Ok(container.name.clone()),
+            _ => bail!(
+                "pod {} has several containers, say which with -c: {}",
+                pod.full_name(),
+                names.join(", ")
+            ),
+        },
     }
 }
 

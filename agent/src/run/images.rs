@@ -1,27 +1,37 @@
 //! `coracle images` on the agent's side: what CRI has no call for, answered by the image store.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use coracle_runtime::image::{
-    ArchiveCompression, ArchiveFormat, Credentials, Image, Progress as StoreProgress, Reference, Registries,
+    ArchiveCompression, ArchiveFormat, Credentials, Image, ImageStore, Progress as StoreProgress, Reference,
+    Registries,
 };
 use tokio::sync::mpsc;
 
-use super::Node;
 use super::serve::Answers;
+use super::{Node, foreign_images};
 use crate::socket::{Answer, ImageRecord, Progress};
 
 /// Progress that a slow terminal has not taken yet; more is dropped, since only the latest matters.
 const PROGRESS_BUFFER: usize = 64;
 
 pub(super) async fn list(node: &Node, answers: &mut Answers) -> Result<()> {
-    let mut images = node.runtime.images().list();
+    let Some(store) = node.engine.store() else {
+        return foreign_images::list(&*node.engine.images, answers).await;
+    };
+    let mut images = store.list();
     images.sort_by(|a, b| a.repo_tags.cmp(&b.repo_tags));
     for image in images {
         answers.send(&Answer::Image(Box::new(record(&image)))).await?;
     }
     Ok(())
+}
+
+/// The store of images, where it is ours.
+fn own(node: &Node) -> Result<Arc<ImageStore>> {
+    node.engine.store().cloned().context(foreign_images::NO_CALL)
 }
 
 fn record(image: &Image) -> ImageRecord {
@@ -40,7 +50,9 @@ pub(super) async fn pull(
     answers: &mut Answers,
 ) -> Result<()> {
     let credentials = auth_file.map(|path| credentials(path, image)).transpose()?.flatten();
-    let store = node.runtime.images().clone();
+    let Some(store) = node.engine.store().cloned() else {
+        return foreign_images::pull(&*node.engine.images, image, credentials, answers).await;
+    };
     let image = image.to_owned();
     let pulled = with_progress(answers, |send| {
         Box::pin(async move { Ok(store.pull(&image, credentials, send).await?) })
@@ -61,7 +73,7 @@ fn credentials(path: &Path, image: &str) -> Result<Option<Credentials>> {
 }
 
 pub(super) async fn load(node: &Node, path: &Path, answers: &mut Answers) -> Result<()> {
-    let store = node.runtime.images().clone();
+    let store = own(node)?;
     let from = path.to_owned();
     let images =
         with_progress(answers, |send| Box::pin(async move { Ok(store.load(&from, send).await?) })).await?;
@@ -82,7 +94,7 @@ pub(super) async fn save(node: &Node, path: &Path, images: &[String], answers: &
         Some("zst" | "tzst") => ArchiveCompression::Zstd,
         _ => ArchiveCompression::Plain,
     };
-    let (store, to, images) = (node.runtime.images().clone(), path.to_owned(), images.to_vec());
+    let (store, to, images) = (own(node)?, path.to_owned(), images.to_vec());
     with_progress(answers, |send| {
         Box::pin(
             async move { Ok(store.save(&images, &to, ArchiveFormat::OciArchive, compression, send).await?) },
@@ -93,7 +105,9 @@ pub(super) async fn save(node: &Node, path: &Path, images: &[String], answers: &
 }
 
 pub(super) async fn remove(node: &Node, image: &str, answers: &mut Answers) -> Result<()> {
-    let store = node.runtime.images();
+    let Some(store) = node.engine.store() else {
+        return foreign_images::remove(&*node.engine.images, image, answers).await;
+    };
     let Some(found) = store.resolve(image) else { bail!("no such image") };
     let is_name =
         found.repo_tags.len() > 1 && image.parse::<Reference>().is_ok_and(|name| name.tagged().is_some());
@@ -106,7 +120,7 @@ pub(super) async fn remove(node: &Node, image: &str, answers: &mut Answers) -> R
 }
 
 pub(super) async fn prune(node: &Node, answers: &mut Answers) -> Result<()> {
-    let store = node.runtime.images();
+    let store = own(node)?;
     let before = store.usage().await?.bytes;
     let removed = store.prune(u64::MAX).await?;
     for name in removed.iter().flat_map(|image| names(image)) {

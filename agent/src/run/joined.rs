@@ -14,10 +14,10 @@ use coracle_kubelet_core::clock::Clock;
 use coracle_kubelet_core::joined::{Joined, JoinedConfig};
 use coracle_kubelet_core::kubelet::Kubelet;
 use coracle_kubelet_core::source::PodSet;
-use coracle_runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::engine::Engine;
 use super::node_api::{self, NodeApi, ServingTrust};
 use super::settings::ClusterSettings;
 
@@ -57,12 +57,12 @@ impl Tie {
     }
 
     /// Tells the cluster of the node and its pods from now on.
-    pub(super) async fn follow(&mut self, kubelet: &Kubelet, runtime: Arc<Runtime>) -> Result<()> {
+    pub(super) async fn follow(&mut self, kubelet: &Kubelet, engine: &Engine) -> Result<()> {
         self.pods.follow(kubelet);
         let trust =
             ServingTrust { certificates: self.identity.serving(), client_authorities: self.identity.ca() };
         let cluster = self.identity.cluster();
-        let api = node_api::start(&self.settings.node, cluster, trust, kubelet, runtime).await?;
+        let api = node_api::start(&self.settings.node, cluster, trust, kubelet, engine).await?;
         let (node, name) = (api.agent.node(), self.settings.node.node.name.clone());
         self.tasks.spawn(hand_on(node, name, self.view.clone(), self.addresses.clone()));
         self.api = Some(api);

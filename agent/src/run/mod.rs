@@ -6,12 +6,15 @@
 
 mod addresses;
 mod airgap;
+mod engine;
+mod foreign_images;
 mod images;
 mod joined;
 mod node_api;
 mod recorder;
 mod serve;
 mod settings;
+mod streams;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -27,7 +30,6 @@ use coracle_kubelet_core::kubelet::{Kubelet, PodView};
 use coracle_kubelet_core::objects::ObjectSource;
 use coracle_kubelet_core::sandbox_config::pod_log_dir;
 use coracle_kubelet_core::source::{ManifestDir, ManifestDirConfig, PodSet};
-use coracle_runtime::Runtime;
 use rustix::fs::FlockOperation;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -38,6 +40,7 @@ use crate::check::{self, Severity};
 use crate::socket::{PodRecord, VERSION};
 use crate::{logging, notify, pod_files};
 
+use self::engine::{Engine, EngineSettings};
 use self::joined::Tie;
 use self::settings::Settings;
 
@@ -98,11 +101,12 @@ fn lock(state_dir: &Path) -> Result<File> {
     }
 }
 
-/// Logs what `coracle check` would find.
+/// Logs what `coracle check` would find. What another runtime needs is for it to say.
 fn tell_findings(settings: &Settings) {
+    let EngineSettings::Embedded(runtime) = &settings.engine else { return };
     let plan = check::Plan {
-        cni_bin_dirs: &settings.runtime.cni.bin_dirs,
-        data_dir: &settings.runtime.root,
+        cni_bin_dirs: &runtime.cni.bin_dirs,
+        data_dir: &runtime.root,
         oci_runtime: settings.oci_runtime.as_deref(),
     };
     for finding in check::findings(&plan) {
@@ -116,7 +120,7 @@ fn tell_findings(settings: &Settings) {
 /// What commands are answered from.
 pub(crate) struct Node {
     kubelet: Kubelet,
-    runtime: Arc<Runtime>,
+    engine: Engine,
     events: EventRecorder,
     log_root: PathBuf,
 }
@@ -167,14 +171,24 @@ async fn supervise(settings: Settings) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
     let listener = serve::bind(&settings.state_dir)?;
-    let runtime = Runtime::start(settings.runtime).await.context("the container runtime cannot start")?;
-    airgap::load(runtime.images(), &settings.images_dir, &settings.data_dir).await;
+    let engine = tokio::select! {
+        // Cancel-safe: a runtime that was waited for knows nothing of it.
+        engine = Engine::start(settings.engine) => engine?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    if let Some(store) = engine.store() {
+        airgap::load(store, &settings.images_dir, &settings.data_dir).await;
+    }
     let source =
         folder(settings.manifests.clone(), settings.node_name.clone(), settings.cluster.is_none()).await?;
     let folder_pods = source.as_ref().map_or_else(|| watch::channel(PodSet::default()).1, ManifestDir::pods);
     let log_root = settings.kubelet.resources.log_root.clone();
     let mut config = settings.kubelet;
     config.last_statuses = last_statuses(&settings.state_dir);
+    if let Some(driver) = engine.cgroup_driver().await {
+        config.resources.cgroup_driver = driver;
+    }
     let mut tie = match settings.cluster {
         None => None,
         Some(cluster) => {
@@ -195,13 +209,14 @@ async fn supervise(settings: Settings) -> Result<()> {
         (None, Some(source)) => (folder_pods, source.objects()),
         (None, None) => bail!("nothing says what to run"),
     };
-    let kubelet = Kubelet::start(config, runtime.clone(), runtime.clone(), pods, objects).await?;
+    let kubelet =
+        Kubelet::start(config, engine.runtime.clone(), engine.images.clone(), pods, objects).await?;
     if let Some(tie) = &mut tie {
-        tie.follow(&kubelet, runtime.clone()).await?;
+        tie.follow(&kubelet, &engine).await?;
     }
     let events = kubelet.events().clone();
     events.node(&settings.node_name, EventType::Normal, "Starting", "Starting coracle.".to_owned());
-    let node = Arc::new(Node { kubelet, runtime: runtime.clone(), events, log_root });
+    let node = Arc::new(Node { kubelet, engine: engine.clone(), events, log_root });
     let mut tasks = JoinSet::new();
     tasks.spawn(serve::serve(listener, node.clone()));
     tasks.spawn(recorder::record(settings.state_dir.clone(), node.clone()));
@@ -228,6 +243,6 @@ async fn supervise(settings: Settings) -> Result<()> {
     {
         tracing::warn!("work on some pods was under way; the next start goes on with it");
     }
-    runtime.close(DRAIN_LIMIT).await;
+    engine.close(DRAIN_LIMIT).await;
     Ok(())
 }

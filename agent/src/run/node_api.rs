@@ -14,11 +14,11 @@ use coracle_kubelet_core::node::{
     NodeAgent, NodeConfig, NodeRuntime, parse_labels, parse_reserved, parse_taints,
 };
 use coracle_kubelet_core::server::{Server, ServerConfig, ServerParts};
-use coracle_runtime::Runtime;
 use rustls::server::ResolvesServerCert;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::engine::Engine;
 use crate::args::RunArgs;
 use crate::node_args::{AuthorizationMode, NodeArgs};
 
@@ -89,6 +89,8 @@ fn configz(args: &RunArgs, flags: &NodeArgs) -> Value {
             },
             "webhook": { "cacheAuthorizedTTL": "5m0s", "cacheUnauthorizedTTL": "30s" },
         },
+        "containerRuntimeEndpoint": args.container_runtime_endpoint,
+        "imageServiceEndpoint": args.image_service_endpoint,
         "clusterDomain": args.cluster_domain,
         "clusterDNS": args.cluster_dns,
         "streamingConnectionIdleTimeout": go_duration(flags.streaming_connection_idle_timeout),
@@ -148,7 +150,7 @@ pub(super) async fn start(
     cluster: Cluster,
     trust: ServingTrust,
     kubelet: &Kubelet,
-    runtime: Arc<Runtime>,
+    engine: &Engine,
 ) -> Result<NodeApi> {
     let config = ServerConfig {
         address: settings.address,
@@ -166,13 +168,13 @@ pub(super) async fn start(
     let parts = ServerParts {
         cluster: Some(cluster.clone()),
         pods: kubelet.statuses(),
-        runtime: runtime.clone(),
-        images: runtime.clone(),
+        runtime: engine.runtime.clone(),
+        images: engine.images.clone(),
         probes: kubelet.probe_counts(),
     };
     // Before the Node says that it is ready, its API is.
     let server = Server::start(config, parts).await?;
-    let cri = NodeRuntime { runtime: runtime.clone(), images: runtime };
+    let cri = NodeRuntime { runtime: engine.runtime.clone(), images: engine.images.clone() };
     let agent = NodeAgent::start(settings.node.clone(), cluster, Some(cri), kubelet.events().clone());
     Ok(NodeApi { agent, _server: server })
 }

@@ -1,6 +1,7 @@
 //! The server half of the agent's socket: one short task per connection, at most [`CONNECTIONS`] at once.
 //!
-//! Only root, or the agent's own user, may ask. A client that stops reading stalls its own task alone.
+//! Only root, or the agent's own user, may ask. A client that stops reading stalls its own task alone. A connection that
+//! becomes a container's streams leaves its place to the next command.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -8,12 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use coracle_kubelet_core::streams::{RuntimeStream, carry};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, broadcast};
 use tokio::task::JoinSet;
 
+use super::streams::{self, Opened};
 use super::{Node, images};
 use crate::socket::{self, Answer, Envelope, REQUEST_LIMIT, Request};
 
@@ -21,6 +24,8 @@ use crate::socket::{self, Answer, Envelope, REQUEST_LIMIT, Request};
 const CONNECTIONS: usize = 16;
 /// A client sends its one line at once.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
+/// A terminal may stay open for as long as somebody likes.
+const NEVER: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
 /// Binds the socket. A socket that a killed agent left is replaced: the caller holds the state's lock.
 pub(super) fn bind(state_dir: &Path) -> Result<UnixListener> {
@@ -56,15 +61,28 @@ pub(super) async fn serve(listener: UnixListener, node: Arc<Node>) {
         while connections.try_join_next().is_some() {}
         let node = node.clone();
         connections.spawn(async move {
-            let _place = place;
-            if let Err(error) = connection(stream, &node).await {
+            let carried = match connection(stream, &node).await {
+                Ok(None) => Ok(()),
+                Ok(Some(streams)) => {
+                    drop(place);
+                    carry(streams.command, streams.runtime, NEVER).await.map_err(Into::into)
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = carried {
                 tracing::debug!(error = format!("{error:#}"), "a command's connection broke");
             }
         });
     }
 }
 
-async fn connection(stream: UnixStream, node: &Arc<Node>) -> Result<()> {
+/// Both ends of a container's streams.
+struct Streams {
+    command: UnixStream,
+    runtime: RuntimeStream,
+}
+
+async fn connection(stream: UnixStream, node: &Arc<Node>) -> Result<Option<Streams>> {
     let peer = stream.peer_cred().context("cannot tell who asks")?.uid();
     if peer != 0 && peer != rustix::process::geteuid().as_raw() {
         bail!("user {peer} may not ask");
@@ -84,10 +102,17 @@ async fn connection(stream: UnixStream, node: &Arc<Node>) -> Result<()> {
         )),
         Err(error) => Err(error).context("the request is not understood; is the command of another release?"),
     };
-    match result {
-        Ok(()) => answers.send(&Answer::Done).await,
-        Err(error) => answers.send(&Answer::Failed(format!("{error:#}"))).await,
-    }
+    let opened = match result {
+        Ok(opened) => opened,
+        Err(error) => return answers.send(&Answer::Failed(format!("{error:#}"))).await.map(|()| None),
+    };
+    let Some(Opened { protocol, runtime }) = opened else {
+        return answers.send(&Answer::Done).await.map(|()| None);
+    };
+    answers.send(&Answer::Streams(protocol)).await?;
+    let reader = reader.into_inner().into_inner();
+    let command = reader.reunite(answers.writer).context("invariant: two halves of one connection")?;
+    Ok(Some(Streams { command, runtime }))
 }
 
 /// The writing half of a connection.
@@ -105,8 +130,25 @@ impl Answers {
     }
 }
 
-async fn answer(request: Request, node: &Arc<Node>, answers: &mut Answers) -> Result<()> {
+/// Answers what has an answer, or opens the streams that were asked for.
+async fn answer(request: Request, node: &Arc<Node>, answers: &mut Answers) -> Result<Option<Opened>> {
     match request {
+        Request::Exec { uid, container, command, streams } => {
+            streams::exec(node, &uid, &container, command, streams).await.map(Some)
+        }
+        Request::Attach { uid, container, streams } => {
+            streams::attach(node, &uid, &container, streams).await.map(Some)
+        }
+        Request::PortForward { uid } => streams::port_forward(node, &uid).await.map(Some),
+        request => answer_lines(request, node, answers).await.map(|()| None),
+    }
+}
+
+async fn answer_lines(request: Request, node: &Arc<Node>, answers: &mut Answers) -> Result<()> {
+    match request {
+        Request::Exec { .. } | Request::Attach { .. } | Request::PortForward { .. } => {
+            unreachable!("invariant: `answer` opens streams")
+        }
         Request::Pods => {
             for record in node.pod_records() {
                 answers.send(&Answer::Pod(Box::new(record))).await?;

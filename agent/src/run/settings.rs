@@ -14,9 +14,9 @@ use coracle_kubelet_core::kubelet::{HousekeepingConfig, KubeletConfig};
 use coracle_kubelet_core::log_rotation::LogPolicy;
 use coracle_kubelet_core::pod_cgroup;
 use coracle_kubelet_core::resources::PodResourcesConfig;
-use coracle_runtime::Config as RuntimeConfig;
 
 use super::addresses;
+use super::engine::EngineSettings;
 use super::node_api::NodeSettings;
 use crate::args::RunArgs;
 use crate::runtime_args::{CgroupDriver, POD_CIDR};
@@ -30,7 +30,7 @@ pub(super) struct Settings {
     pub(super) node_name: String,
     pub(super) node_ip: IpAddr,
     pub(super) oci_runtime: Option<PathBuf>,
-    pub(super) runtime: RuntimeConfig,
+    pub(super) engine: EngineSettings,
     pub(super) kubelet: KubeletConfig,
     /// None for a node on its own.
     pub(super) cluster: Option<ClusterSettings>,
@@ -68,9 +68,7 @@ impl Settings {
             None => None,
         };
         let kubelet = kubelet(&args, &node_name, node_ip)?;
-        // In a cluster the addresses of pods come with the Node.
-        let subnet = if cluster.is_some() { "" } else { POD_CIDR };
-        let runtime = args.runtime.resolve(&args.data_dir, &args.state.state_dir, subnet)?;
+        let engine = engine(&args, cluster.is_some())?;
         Ok(Self {
             images_dir: args.images_dir.unwrap_or_else(|| args.data_dir.join("agent/images")),
             manifests: args.manifests.map(std::path::absolute).transpose().context("--manifests")?,
@@ -79,11 +77,22 @@ impl Settings {
             node_name,
             node_ip,
             oci_runtime: args.runtime.oci_runtime,
-            runtime,
+            engine,
             kubelet,
             cluster,
         })
     }
+}
+
+fn engine(args: &RunArgs, is_joined: bool) -> Result<EngineSettings> {
+    let Some(endpoint) = args.container_runtime_endpoint.clone() else {
+        // In a cluster the addresses of pods come with the Node.
+        let subnet = if is_joined { "" } else { POD_CIDR };
+        let config = args.runtime.resolve(&args.data_dir, &args.state.state_dir, subnet)?;
+        return Ok(EngineSettings::Embedded(Box::new(config)));
+    };
+    let images = args.image_service_endpoint.clone().unwrap_or_else(|| endpoint.clone());
+    Ok(EngineSettings::Endpoints { runtime: endpoint, images })
 }
 
 fn kubelet(args: &RunArgs, node_name: &str, node_ip: IpAddr) -> Result<KubeletConfig> {
