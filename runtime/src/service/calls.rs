@@ -276,6 +276,25 @@ impl RuntimeService for Runtime {
         Ok(UpdateRuntimeConfigResponse {})
     }
 
+    async fn update_pod_sandbox_resources(
+        &self,
+        request: UpdatePodSandboxResourcesRequest,
+    ) -> Result<UpdatePodSandboxResourcesResponse, Status> {
+        let sandbox = self.engine.sandbox(&request.pod_sandbox_id)?;
+        if !sandbox.is_ready() {
+            return Err(ServiceError::SandboxNotReady { id: sandbox.id.clone() }.into());
+        }
+        let _act = sandbox.operation.lock().await;
+        // As with every CRI runtime, what is to be remembered: the pod's cgroup is the caller's, who has set it.
+        let changed = sandbox.change(&self.engine.layout, |record| {
+            let linux = record.config.linux.get_or_insert_default();
+            linux.overhead = request.overhead.or(linux.overhead.take());
+            linux.resources = request.resources.or(linux.resources.take());
+        });
+        changed.map_err(ServiceError::from)?;
+        Ok(UpdatePodSandboxResourcesResponse {})
+    }
+
     async fn status(&self, request: StatusRequest) -> Result<StatusResponse, Status> {
         Ok(self.engine.runtime_status(request.verbose))
     }
