@@ -3,7 +3,7 @@
 //! Writes `target/suites/conformance-FOCUS.json`, `{"coracle": {"passed": [], "failed": [], "skipped": []},
 //! "reference": {…}}`, and prints where the two differ.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -141,27 +141,43 @@ fn specs(kubeconfig: &Path, kind: &str, request: &Request<'_>) -> Result<Value> 
         .stderr(log)
         .status()
         .context("cannot start ginkgo")?;
-    read(&folder.join("report.json"))
+    results(&folder.join("report.json"))
+}
+
+/// The specs in ginkgo's report.
+fn specs_of(path: &Path) -> Result<Vec<Value>> {
+    let text = std::fs::read(path).with_context(|| format!("the suite wrote no {}", path.display()))?;
+    let report: Value = serde_json::from_slice(&text).context("the suite's report is no JSON")?;
+    let suites = report.as_array().into_iter().flatten();
+    Ok(suites.filter_map(|suite| suite["SpecReports"].as_array()).flatten().cloned().collect())
+}
+
+/// Whether a spec was skipped by itself. Those that the focus leaves out have not even been looked at.
+fn is_skip(spec: &Value) -> bool {
+    spec["LeafNodeType"] == "It" && spec["State"] == "skipped" && spec["Failure"]["Message"].is_string()
+}
+
+/// The specs of a report that were skipped, each with its reason.
+pub(crate) fn skips(path: &Path) -> Result<Vec<(String, String)>> {
+    let specs = specs_of(path)?;
+    let reason = |spec: &Value| spec["Failure"]["Message"].as_str().unwrap_or_default().to_owned();
+    let mut skips: Vec<_> =
+        specs.iter().filter(|spec| is_skip(spec)).map(|spec| (name_of(spec), reason(spec))).collect();
+    skips.sort_unstable();
+    Ok(skips)
 }
 
 /// The results in ginkgo's report.
-fn read(path: &PathBuf) -> Result<Value> {
-    let text = std::fs::read(path).with_context(|| format!("the suite wrote no {}", path.display()))?;
-    let report: Value = serde_json::from_slice(&text).context("the suite's report is no JSON")?;
-    let specs =
-        report.as_array().into_iter().flatten().flat_map(|suite| suite["SpecReports"].as_array()).flatten();
+pub(crate) fn results(path: &Path) -> Result<Value> {
     let (mut passed, mut failed, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
-    for spec in specs {
+    for spec in &specs_of(path)? {
         let is_spec = spec["LeafNodeType"] == "It";
-        let state = spec["State"].as_str().unwrap_or_default();
-        let name = name_of(spec);
-        match state {
-            // Specs that the focus leaves out have not even been looked at.
-            "skipped" if spec["Failure"]["Message"].is_string() && is_spec => skipped.push(name),
+        match spec["State"].as_str().unwrap_or_default() {
+            "skipped" if is_skip(spec) => skipped.push(name_of(spec)),
             "skipped" | "pending" => {}
-            "passed" if is_spec => passed.push(name),
+            "passed" if is_spec => passed.push(name_of(spec)),
             "passed" => {}
-            _ => failed.push(name),
+            _ => failed.push(name_of(spec)),
         }
     }
     ensure!(!passed.is_empty() || !failed.is_empty() || !skipped.is_empty(), "no spec has that focus");
@@ -179,7 +195,7 @@ fn name_of(spec: &Value) -> String {
 }
 
 /// Prints the counts, and each spec that the two kinds do not agree on.
-fn show(results: &Map<String, Value>) {
+pub(crate) fn show(results: &Map<String, Value>) {
     let list = |kind: &str, state: &str| -> Vec<String> {
         let names = results.get(kind).and_then(|kind| kind[state].as_array());
         names.into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned)).collect()

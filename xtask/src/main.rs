@@ -9,6 +9,7 @@ mod bench;
 mod ci;
 mod cluster;
 mod conformance;
+mod critest;
 mod demo;
 mod guest;
 mod old_kernel;
@@ -50,6 +51,8 @@ cargo xtask COMMAND
                  coracle-streaming against Kubernetes' own clients and streaming server
   conformance    Kubernetes' conformance specs on the reference and on coracle, and where they differ
                  [--focus sig-node|RE] [--nodes N] [--node coracle|reference] [--procs N]
+  critest        cri-tools' suite on containerd with runc and on coracle cri, and where they differ
+                 [--runtime containerd|coracle] [-- FLAGS of critest]
   dist           one self-contained coracle in target/dist
 ";
 
@@ -70,6 +73,7 @@ fn main() -> Result<()> {
         ["peers", names @ ..] => peers::run(names),
         ["cluster", words @ ..] => cluster::run(words),
         ["conformance", words @ ..] => conformance::run(words),
+        ["critest", words @ ..] => critest::run(words),
         ["chaos", options @ ..] => test::chaos(options),
         ["old-kernel", filter @ ..] => old_kernel::run(filter),
         ["guest", options @ ..] => guest::run(&guest::Options::parse(options)?),

@@ -42,7 +42,7 @@ pub struct Machine {
 
 impl Machine {
     /// Starts a machine in `folder`; `id` names its cgroup and is unique on this machine.
-    pub(super) fn start(id: &str, name: &str, folder: &Path, lifetime: Lifetime) -> Result<Self> {
+    pub(crate) fn start(id: &str, name: &str, folder: &Path, lifetime: Lifetime) -> Result<Self> {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         for (file, text) in [("machine.sh", MACHINE), ("service.sh", SERVICE)] {
             std::fs::write(folder.join(file), text).with_context(|| format!("cannot write {file}"))?;

@@ -34,7 +34,9 @@ use control_plane::Files;
 pub use machine::Lifetime;
 use machine::{Machine, checked};
 pub use network::Network;
+pub(crate) use node::conflist;
 pub use node::{Kind, Node};
+pub(crate) use reference::containerd_config;
 
 /// What the API server's service is called in the control plane's machine.
 const API_SERVER: &str = "kube-apiserver";

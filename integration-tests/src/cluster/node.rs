@@ -126,7 +126,7 @@ fn is_ready(node: &Value) -> bool {
 }
 
 /// The pods' network on one node: a bridge, and routes on the way.
-fn conflist(pods: &str) -> Value {
+pub(crate) fn conflist(pods: &str) -> Value {
     json!({
         "cniVersion": "1.0.0",
         "name": "test",

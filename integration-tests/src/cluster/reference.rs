@@ -75,7 +75,8 @@ fn shield_kernel_settings(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn containerd_config(programs: &Path) -> String {
+/// containerd's settings, with a registry for everything in `/var/lib/node/certs.d`.
+pub(crate) fn containerd_config(programs: &Path) -> String {
     let programs = programs.display();
     format!(
         r#"version = 3

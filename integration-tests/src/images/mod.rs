@@ -3,6 +3,7 @@
 //! agnhost and pause are what Kubernetes builds; the others are stand-ins that behave the same for the suites. They
 //! are written straight into the storage of the registry that the control plane runs.
 
+mod critest;
 mod rootfs;
 mod storage;
 
@@ -60,6 +61,13 @@ pub fn write(peers: &Peers, set: Set, example: Option<&Path>) -> Result<()> {
         conformance(&storage, peers)?;
     }
     Ok(())
+}
+
+/// Writes what is missing of what critest pulls, with the help of files in `folder`, and returns the digest of the image
+/// that stands in for the one that it pins.
+pub fn write_for_critest(peers: &Peers, folder: &Path) -> Result<String> {
+    write(peers, Set::Basic, None)?;
+    critest::write(&Storage::at(&self::folder()), peers, folder)
 }
 
 fn conformance(storage: &Storage, peers: &Peers) -> Result<()> {

@@ -65,6 +65,15 @@ impl Rootfs {
         self.archive.append_link(&mut header, name, target).with_context(|| format!("cannot add {name}"))
     }
 
+    /// Adds another name of a file that was added.
+    pub(super) fn hard_link(&mut self, name: &str, target: &str) -> Result<()> {
+        let mut header = Header::new_gnu();
+        header.set_entry_type(EntryType::Link);
+        header.set_size(0);
+        header.set_mode(0o755);
+        self.archive.append_link(&mut header, name, target).with_context(|| format!("cannot add {name}"))
+    }
+
     /// Adds /etc/passwd and /etc/group with root and these users, each with a group of its own.
     pub(super) fn users(&mut self, users: &[(&str, u32)]) -> Result<()> {
         let (mut passwd, mut group) =

@@ -14,7 +14,7 @@ use super::configuration;
 use super::rootfs::Rootfs;
 
 /// Changes when images are made differently from the same inputs.
-const RECIPE: u32 = 3;
+const RECIPE: u32 = 4;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -63,6 +63,16 @@ impl Storage {
             self.link(repository, &format!("_manifests/tags/{tag}/current"), &manifest)?;
         }
         write(&stamp_file, stamp.as_bytes())
+    }
+
+    /// The digest of an image that was added, without its algorithm.
+    pub(super) fn digest(&self, name: &str) -> Result<String> {
+        let (repository, tag) = name.rsplit_once(':').context("an image has a tag")?;
+        let path = self.root().join("repositories").join(repository);
+        let path = path.join("_manifests/tags").join(tag).join("current/link");
+        let link =
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(link.trim_start_matches("sha256:").to_owned())
     }
 
     fn blob(&self, bytes: &[u8]) -> Result<Blob> {

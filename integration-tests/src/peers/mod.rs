@@ -33,6 +33,9 @@ pub const REFERENCE_NODE: &[&str] = &[
 ];
 /// What every node's pods get their network from.
 pub const CNI: &[&str] = &["bridge", "host-local", "loopback", "portmap"];
+/// What judges a runtime, and the runtime that is the reference.
+pub const CRI_TOOLS: &[&str] =
+    &["crictl", "critest", "registry", "pause", "containerd", "containerd-shim-runc-v2", "runc"];
 /// What the conformance suite needs besides.
 pub const CONFORMANCE: &[&str] = &["e2e.test", "ginkgo", "agnhost"];
 
