@@ -18,6 +18,10 @@ const LEFT_OUT: &[(&str, &str)] = &[
     ("tidy", "it tests no part of a node"),
 ];
 
+/// Single tests that are left out, each with its reason.
+const LEFT_OUT_TESTS: &[(&str, &str)] =
+    &[("this_kernel_has_the_mount_api", "its subject is a kernel that the built-in maker can use")];
+
 /// Runs all of them, or those whose name contains a word of `filter`.
 pub(crate) fn run(filter: &[&str]) -> Result<()> {
     setup::run()?;
@@ -25,6 +29,9 @@ pub(crate) fn run(filter: &[&str]) -> Result<()> {
     let tests = artifacts::tests()?;
     let is_filter = |path: &&PathBuf| path.file_name().is_some_and(|name| name == "old_kernel");
     let wrapper = tests.helpers.iter().find(is_filter).context("the filter was not built")?;
+    for (name, why) in LEFT_OUT_TESTS {
+        eprintln!("left out: {name}: {why}");
+    }
     let mut failed = Vec::new();
     for program in &tests.programs {
         let is_meant = |word: &&str| program.name.contains(word);
@@ -48,6 +55,9 @@ pub(crate) fn run(filter: &[&str]) -> Result<()> {
 
 fn run_one(wrapper: &Path, program: &TestProgram, shim: &Path, example: &Path) -> Result<()> {
     let mut command = process::command(&wrapper.to_string_lossy(), [&program.executable]);
+    for (name, _) in LEFT_OUT_TESTS {
+        command.args(["--skip", name]);
+    }
     command
         .current_dir(&program.folder)
         .env("CORACLE_TEST_MAKER", "/usr/sbin/runc")
