@@ -45,6 +45,7 @@ mod csr;
 mod der;
 mod discovery;
 mod error;
+mod folder_changes;
 mod identity;
 mod join;
 mod key;

@@ -2,18 +2,13 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use coracle_cluster::Access;
-use futures_util::StreamExt as _;
-use inotify::{EventStream, Inotify, WatchMask};
 use tokio::sync::{Notify, watch};
 
 use crate::credentials::{Files, Loaded, folders};
+use crate::folder_changes::{FolderChanges, SETTLE};
 use crate::x509::Certificate;
-
-/// Several files change together.
-const SETTLE: Duration = Duration::from_millis(300);
 
 /// Who hears of new credentials.
 pub(crate) struct Out {
@@ -24,19 +19,19 @@ pub(crate) struct Out {
 
 pub(crate) async fn run(files: Files, mut loaded: Loaded, bell: Arc<Notify>, out: Out) {
     let mut watched: Vec<PathBuf> = Vec::new();
-    let mut events = None;
+    let mut changes = FolderChanges::none();
     let mut failing = false;
     loop {
         let wanted = folders(&loaded.files);
         if wanted != watched {
-            events = follow(&wanted);
+            changes = FolderChanges::of(&wanted);
             watched = wanted;
         }
         let renewed = tokio::select! {
             // Cancel-safe: a permit of the bell stays.
             () = bell.notified() => true,
             // Cancel-safe: events stay in the kernel's queue.
-            () = next(&mut events) => false,
+            () = changes.next() => false,
         };
         if !renewed {
             tokio::time::sleep(SETTLE).await;
@@ -61,29 +56,5 @@ pub(crate) async fn run(files: Files, mut loaded: Loaded, bell: Arc<Notify>, out
             }
             Err(_) => {}
         }
-    }
-}
-
-fn follow(folders: &[PathBuf]) -> Option<EventStream<[u8; 1024]>> {
-    let follow = || -> std::io::Result<_> {
-        let inotify = Inotify::init()?;
-        for folder in folders {
-            let mask = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::DELETE | WatchMask::ONLYDIR;
-            inotify.watches().add(folder, mask)?;
-        }
-        inotify.into_event_stream([0; 1024])
-    };
-    follow()
-        .map_err(|error| tracing::warn!(%error, "files of credentials cannot be watched; restart after changing them"))
-        .ok()
-}
-
-async fn next(events: &mut Option<EventStream<[u8; 1024]>>) {
-    let ended = match events {
-        Some(stream) => stream.next().await.is_none(),
-        None => true,
-    };
-    if ended {
-        std::future::pending::<()>().await;
     }
 }

@@ -1,7 +1,7 @@
 //! The serving certificate: self-signed, signed by the cluster once it is approved, or from files. One task.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,9 +12,10 @@ use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
 
 use crate::clock::show;
-use crate::credentials::{Files, leaf};
+use crate::credentials::{Files, folders, leaf};
 use crate::csr::{Request, SERVING_SIGNER, SERVING_USAGES};
 use crate::error::JoinError;
+use crate::folder_changes::{FolderChanges, SETTLE};
 use crate::key::{Key, random};
 use crate::renewal::{deadline, persist};
 use crate::store::StoreError;
@@ -25,8 +26,8 @@ use crate::x509::{self, Certificate, Subject, SubjectName};
 /// How long a self-signed certificate counts.
 const SELF_SIGNED: Duration = Duration::from_secs(365 * 86400);
 
-/// Files of the user are read again so often; they change once in a year.
-const FILES: Duration = Duration::from_secs(3600);
+/// A signed certificate that cannot be kept or used is asked for again after this time.
+const RETRY: Duration = Duration::from_secs(3600);
 
 /// Where the serving certificate comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +84,13 @@ pub(crate) fn start(
     files: Files,
 ) -> Result<(impl Future<Output = ()> + Send + 'static, Arc<ServingCertificate>), JoinError> {
     let names = sorted(&addresses.borrow());
+    // From before the first reading on, so that no change comes between.
+    let changes = match &serving {
+        Serving::Files { certificate, key } => {
+            FolderChanges::of(&folders(&[certificate.clone(), key.clone()]))
+        }
+        _ => FolderChanges::none(),
+    };
     let first = match &serving {
         Serving::Files { certificate, key } => from_files(certificate, key)?,
         Serving::Request => match kept(&files, &names) {
@@ -97,7 +105,7 @@ pub(crate) fn start(
         match serving {
             Serving::SelfSigned => task.vouch().await,
             Serving::Request => task.request(names).await,
-            Serving::Files { certificate, key } => task.read(&certificate, &key).await,
+            Serving::Files { certificate, key } => task.read(&certificate, &key, changes).await,
         }
     };
     Ok((run, Arc::new(ServingCertificate { current })))
@@ -186,23 +194,24 @@ impl Task {
                         error = &error as &dyn std::error::Error,
                         "the serving certificate cannot be kept"
                     );
-                    tokio::time::sleep(FILES).await;
+                    tokio::time::sleep(RETRY).await;
                 }
                 (_, Err(error)) => {
                     tracing::warn!(
                         error = &error as &dyn std::error::Error,
                         "the signed serving certificate cannot be used"
                     );
-                    tokio::time::sleep(FILES).await;
+                    tokio::time::sleep(RETRY).await;
                 }
             }
         }
     }
 
-    async fn read(self, certificate: &std::path::Path, key: &std::path::Path) {
+    async fn read(self, certificate: &Path, key: &Path, mut changes: FolderChanges) {
         let mut failing = false;
         loop {
-            tokio::time::sleep(FILES).await;
+            changes.next().await;
+            tokio::time::sleep(SETTLE).await;
             match from_files(certificate, key) {
                 Ok(pair) => {
                     failing = false;

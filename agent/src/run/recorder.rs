@@ -43,7 +43,10 @@ pub(super) async fn record(state_dir: PathBuf, node: Arc<Node>) {
             }
             // Cancel-safe: an event is either received or stays in the channel.
             event = live.recv() => match event {
-                Ok(event) => events_file::append(&state_dir, &event, || node.events.snapshot()),
+                Ok(event) => {
+                    trim = true;
+                    events_file::append(&state_dir, &event, || node.events.snapshot())
+                }
                 Err(RecvError::Lagged(_)) => continue,
                 Err(RecvError::Closed) => return,
             },

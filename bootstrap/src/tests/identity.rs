@@ -118,6 +118,25 @@ async fn the_serving_certificate_is_self_signed_until_approved_and_follows_addre
 }
 
 #[tokio::test]
+async fn a_provided_serving_certificate_is_followed() {
+    let site = Site::new().await;
+    join(&site.config()).await.unwrap();
+    let path = site.path("serving.pem");
+    let end = SystemTime::now() + Duration::from_secs(86400);
+    std::fs::write(&path, site.authority.client("first", end)).unwrap();
+    let serving = Serving::Files { certificate: path.clone(), key: path.clone() };
+    let (_sender, start) = config(&site, Source::Held, serving);
+    let identity = Identity::start(start).await.unwrap();
+    let mut current = identity.serving().watch();
+    let name = |key: &rustls::sign::CertifiedKey| Certificate::parse(&key.cert[0]).unwrap().common_name;
+    assert_eq!(name(&current.borrow_and_update()), "first");
+    // What cannot be used changes nothing.
+    std::fs::write(&path, "half").unwrap();
+    std::fs::write(&path, site.authority.client("second", end)).unwrap();
+    within(current.wait_for(|key| name(key) == "second")).await.unwrap();
+}
+
+#[tokio::test]
 async fn files_of_credentials_are_followed() {
     let site = Site::new().await;
     let (ca, pair, path) = (site.path("ca.crt"), site.path("client.pem"), site.path("node.conf"));
