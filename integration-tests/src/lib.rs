@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this crate is for a terminal")]
 
 pub mod cluster;
+pub mod containerd;
 pub mod cri;
 pub mod example_image;
 pub mod images;

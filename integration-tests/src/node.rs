@@ -15,6 +15,7 @@ use rustix::thread::LinkNameSpaceType;
 use serde_json::Value;
 
 use crate::Executables;
+use crate::containerd::{Containerd, Place, Release};
 
 /// Numbers the nodes of this process.
 static NODES: AtomicU32 = AtomicU32::new(0);
@@ -29,6 +30,8 @@ pub struct Options {
     /// Whether the node shares the machine's network, to reach a server on its loopback. Else it has a network
     /// namespace of its own, so that bridges and rules go with it.
     pub on_host_network: bool,
+    /// containerd in the place of our own runtime.
+    pub containerd: Option<Release>,
 }
 
 /// A running agent and the folders it was given.
@@ -43,6 +46,7 @@ pub struct Node {
     /// Records, sockets and mounts of this boot.
     pub state: PathBuf,
     bridge: String,
+    containerd: Option<Containerd>,
     /// Second byte of the pods' addresses, so that nodes of tests side by side do not meet.
     subnet: u32,
 }
@@ -72,12 +76,23 @@ impl Node {
         let subnet = 100 + (own + number) % 100;
         let agent = Command::new("true").spawn().context("cannot start a process")?;
         let (executables, manifests) = (executables.clone(), manifests.to_owned());
-        let mut node = Self { executables, options, agent, manifests, disk, state, bridge, subnet };
+        let containerd = None;
+        let mut node =
+            Self { executables, options, agent, manifests, disk, state, bridge, containerd, subnet };
         node.agent.wait().context("cannot wait for a process")?;
         if !node.options.on_host_network {
             let name = node.name();
             ip(&["netns", "add", &name])?;
             ip(&["-n", &name, "link", "set", "lo", "up"])?;
+        }
+        if let Some(release) = node.options.containerd {
+            let netns = (!node.options.on_host_network).then(|| node.netns());
+            let subnet = format!("10.{subnet}.0.0/16");
+            let (disk, state, bridge) = (&node.disk, &node.state, node.bridge.as_str());
+            let containerd = Containerd::start(&Place { release, disk, state, netns, bridge, subnet })?;
+            containerd.import(archive)?;
+            node.options.flags.push(format!("--container-runtime-endpoint={}", containerd.endpoint()));
+            node.containerd = Some(containerd);
         }
         node.start_agent()?;
         Ok(node)
@@ -354,6 +369,7 @@ impl Node {
     pub fn stop(mut self) -> Result<()> {
         let stopped = self.ask(&["stop-pods", "--timeout", "60"]);
         self.end_agent();
+        self.containerd = None;
         self.remove();
         stopped.map(drop)
     }
@@ -399,7 +415,7 @@ impl Node {
             let _ = Command::new("ip").args(["netns", "delete", &self.name()]).stderr(Stdio::null()).status();
         }
         let _ = std::fs::remove_dir_all(&self.state);
-        for part in ["data", "pods", "logs"] {
+        for part in ["data", "pods", "logs", "containerd"] {
             let _ = std::fs::remove_dir_all(self.disk.join(part));
         }
     }
@@ -410,6 +426,7 @@ impl Drop for Node {
         // After a failure; a node that was stopped has nothing left to remove.
         if self.state.exists() {
             self.end_agent();
+            self.containerd = None;
             self.remove();
         }
     }

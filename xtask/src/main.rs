@@ -47,6 +47,8 @@ cargo xtask COMMAND
   cluster kill | start MACHINE SERVICE       such as `control-plane kube-apiserver` or `node-0 coracle`
   cluster down   end it and take away all it made
   cluster-test   the tests that need such a cluster
+  runtime-test [FILTER]
+                 the tests of pods from a folder with containerd as runtime: Debian's, and the newest of the peers
   streaming-peers [FILTER]
                  coracle-streaming against Kubernetes' own clients and streaming server
   conformance    Kubernetes' conformance specs on the reference and on coracle, and where they differ
@@ -69,6 +71,7 @@ fn main() -> Result<()> {
         ["test", filter @ ..] => test::run(filter),
         ["ci"] => ci::run(),
         ["cluster-test", filter @ ..] => test::with_cluster(filter),
+        ["runtime-test", filter @ ..] => test::on_other_runtimes(filter),
         ["streaming-peers", filter @ ..] => test::with_streaming_peers(filter),
         ["peers", names @ ..] => peers::run(names),
         ["cluster", words @ ..] => cluster::run(words),

@@ -28,11 +28,27 @@ pub(crate) fn with_cluster(filter: &[&str]) -> Result<()> {
         peers::ensure(names)?;
     }
     let mut command = process::command("cargo", ["test", "--package", "coracle-integration-tests"]);
-    for name in ["cluster", "joined", "rollouts"] {
+    for name in ["cluster", "joined", "rollouts", "streams"] {
         command.args(["--test", name]);
     }
     // One after the other: each is a whole cluster.
     process::run(command.args(["--", "--test-threads=1", "--nocapture"]).args(filter))
+}
+
+/// The tests of pods from a folder on runtimes that are not ours.
+pub(crate) fn on_other_runtimes(filter: &[&str]) -> Result<()> {
+    setup::run()?;
+    peers::ensure(REFERENCE_NODE)?;
+    let small = artifacts::build_small()?;
+    process::run(&mut process::command("cargo", ["build", "--workspace", "--bins"]))?;
+    for runtime in ["containerd-debian", "containerd"] {
+        println!("on {runtime}");
+        let arguments = ["test", "--package", "coracle-integration-tests", "--test", "pods", "--"];
+        let mut command = process::command("cargo", arguments);
+        command.args(filter).env("CORACLE_TEST_RUNTIME", runtime);
+        process::run(command.env("CORACLE_SHIM", &small.shim).env("CORACLE_EXAMPLE", &small.example))?;
+    }
+    Ok(())
 }
 
 /// `coracle-streaming` against Go programs that stand on Kubernetes' own libraries; the test builds them.

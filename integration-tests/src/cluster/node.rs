@@ -25,13 +25,24 @@ pub enum Kind {
         /// Further flags of `coracle run`.
         flags: Vec<String>,
     },
+    /// The same with containerd and runc in the place of its own runtime.
+    CoracleOnContainerd {
+        /// What is run.
+        executables: Executables,
+        /// Further flags of `coracle run`.
+        flags: Vec<String>,
+    },
 }
+
+/// Where containerd listens on a node.
+const CONTAINERD: &str = "--container-runtime-endpoint=unix:///run/containerd/containerd.sock";
 
 impl Kind {
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Reference => "reference",
             Self::Coracle { .. } => "coracle",
+            Self::CoracleOnContainerd { .. } => "coracle-on-containerd",
         }
     }
 }
@@ -41,7 +52,7 @@ impl Kind {
 pub struct Node {
     /// Where it runs. Its name is the node's.
     pub machine: Machine,
-    /// `reference` or `coracle`.
+    /// `reference`, `coracle` or `coracle-on-containerd`.
     pub kind: &'static str,
     pub(super) index: u8,
 }
@@ -56,6 +67,7 @@ impl Node {
     pub fn services(&self) -> &'static [&'static str] {
         match self.kind {
             "reference" => &["containerd", "kubelet"],
+            "coracle-on-containerd" => &["containerd", "coracle"],
             _ => &["coracle"],
         }
     }
@@ -93,6 +105,12 @@ pub(super) fn prepare(cluster: &Cluster, node: &Node, kind: &Kind) -> Result<()>
     match kind {
         Kind::Reference => reference::start(cluster, node)?,
         Kind::Coracle { executables, flags } => coracle::start(cluster, node, executables, flags)?,
+        Kind::CoracleOnContainerd { executables, flags } => {
+            reference::start_containerd(cluster, node)?;
+            let flags: Vec<String> =
+                [CONTAINERD.to_owned()].into_iter().chain(flags.iter().cloned()).collect();
+            coracle::start(cluster, node, executables, &flags)?;
+        }
     }
     let name = &node.machine.name;
     let path = format!("/api/v1/nodes/{name}");

@@ -88,7 +88,11 @@ fn node(record: &Value) -> Result<Node> {
     Ok(Node {
         machine: Machine::of_record(&record["machine"])?,
         index: record["index"].as_u64().and_then(|index| u8::try_from(index).ok()).context("no index")?,
-        kind: if record["kind"] == "reference" { "reference" } else { "coracle" },
+        kind: match record["kind"].as_str() {
+            Some("reference") => "reference",
+            Some("coracle-on-containerd") => "coracle-on-containerd",
+            _ => "coracle",
+        },
     })
 }
 

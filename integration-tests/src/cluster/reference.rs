@@ -20,37 +20,11 @@ const KERNEL: &[(&str, &str)] = &[
 
 /// Starts containerd and the kubelet; the node registers itself.
 pub(super) fn start(cluster: &Cluster, node: &Node) -> Result<()> {
-    let containerd = cluster.peers.program("containerd")?;
+    start_containerd(cluster, node)?;
     let kubelet = cluster.peers.program("kubelet")?;
-    let folder = containerd.parent().context("a program lies in a folder")?;
-    write(node, "containerd.toml", &containerd_config(folder))?;
-    let mirror = format!(
-        "[host.\"http://{}:5000\"]\n  capabilities = [\"pull\", \"resolve\"]\n",
-        cluster.network.control_plane()
-    );
-    write(node, "certs.d/_default/hosts.toml", &mirror)?;
     write(node, "kubelet.yaml", &kubelet_config(cluster))?;
     std::fs::create_dir_all(node.files().join("manifests")).context("cannot create the manifests' folder")?;
     shield_kernel_settings(node)?;
-
-    let path = format!("PATH={}:/usr/sbin:/usr/bin:/sbin:/bin", folder.display());
-    let arguments =
-        [path, containerd.display().to_string(), "--config=/var/lib/node/containerd.toml".to_owned()];
-    node.machine.start_service("containerd", Path::new("env"), &arguments)?;
-    let crictl = [folder.join("ctr").display().to_string(), "plugins".to_owned(), "ls".to_owned()];
-    let words: Vec<&str> = crictl.iter().map(String::as_str).collect();
-    cluster.wait(
-        "containerd answers",
-        Duration::from_secs(60),
-        |_| {
-            if node.machine.pid_of("containerd").is_none() {
-                bail!("containerd has ended");
-            }
-            Ok(node.machine.run(&words).is_ok())
-        },
-        || node.machine.last_words("containerd", 20),
-    )?;
-
     let arguments = [
         "--config=/var/lib/node/kubelet.yaml".to_owned(),
         "--bootstrap-kubeconfig=/var/lib/node/bootstrap.kubeconfig".to_owned(),
@@ -59,6 +33,38 @@ pub(super) fn start(cluster: &Cluster, node: &Node) -> Result<()> {
         format!("--node-ip={}", cluster.network.node(node.index)),
     ];
     node.machine.start_service("kubelet", &kubelet, &arguments)
+}
+
+/// Starts containerd and waits until it answers.
+pub(super) fn start_containerd(cluster: &Cluster, node: &Node) -> Result<()> {
+    let containerd = cluster.peers.program("containerd")?;
+    let folder = containerd.parent().context("a program lies in a folder")?;
+    write(node, "containerd.toml", &containerd_config(folder))?;
+    let mirror = format!(
+        "[host.\"http://{}:5000\"]\n  capabilities = [\"pull\", \"resolve\"]\n",
+        cluster.network.control_plane()
+    );
+    write(node, "certs.d/_default/hosts.toml", &mirror)?;
+
+    let path = format!("PATH={}:/usr/sbin:/usr/bin:/sbin:/bin", folder.display());
+    let arguments =
+        [path, containerd.display().to_string(), "--config=/var/lib/node/containerd.toml".to_owned()];
+    node.machine.start_service("containerd", Path::new("env"), &arguments)?;
+    let crictl = [folder.join("ctr").display().to_string(), "plugins".to_owned(), "ls".to_owned()];
+    let words: Vec<&str> = crictl.iter().map(String::as_str).collect();
+    cluster
+        .wait(
+            "containerd answers",
+            Duration::from_secs(60),
+            |_| {
+                if node.machine.pid_of("containerd").is_none() {
+                    bail!("containerd has ended");
+                }
+                Ok(node.machine.run(&words).is_ok())
+            },
+            || node.machine.last_words("containerd", 20),
+        )
+        .map(drop)
 }
 
 /// Puts files over the kernel's settings in the node's own view, holding what a kubelet wants to find there, so

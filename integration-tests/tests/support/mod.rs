@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use coracle_integration_tests::containerd::Release;
 use coracle_integration_tests::node::{Node, Options};
 use coracle_integration_tests::{Executables, example_image, target_dir};
 use serde_json::Value;
@@ -18,8 +19,10 @@ pub(crate) struct Fixture {
 }
 
 impl Fixture {
+    /// On the runtime that `CORACLE_TEST_RUNTIME` names; ours if it names none.
     pub(crate) fn start(name: &str) -> Self {
-        Self::start_with(name, Options::default())
+        let containerd = Release::of_environment();
+        Self::start_with(name, Options { containerd, ..Options::default() })
     }
 
     pub(crate) fn start_with(name: &str, options: Options) -> Self {
