@@ -129,6 +129,13 @@ fn finish(mut command: Command, input: &[u8]) -> (Option<i32>, String) {
     (status.code(), String::from_utf8_lossy(&text).into_owned())
 }
 
+/// How often the API server has led a request for streams on as WebSocket, which nodes that declare it take.
+fn led_on(world: &World) -> u64 {
+    let metrics = world.cluster.ask(&["get", "--raw", "/metrics"]).unwrap();
+    let lines = metrics.lines().filter(|line| line.contains("proxied_to_kubelet"));
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+}
+
 fn commands(world: &World) {
     let (code, said) = world.ask(&["exec", "web", "-c", "main", "--", "sh", "-c", "echo out; exit 7"], b"");
     assert!(code == Some(7) && said.starts_with("out\n"), "{code:?} {said}");
@@ -136,7 +143,9 @@ fn commands(world: &World) {
     let (code, said) = world.ask(&["exec", "-i", "web", "-c", "main", "--", "cat"], text.as_bytes());
     assert!(code == Some(0) && said == text, "{code:?}, {} bytes of {}", said.len(), text.len());
     let words = ["exec", "-it", "web", "-c", "main", "--", "sh"];
-    let (code, said) = finish(world.terminal(&words), b"stty size; tty; exit 9\n");
+    // The size comes beside what is typed, not before it.
+    let typed = "for i in $(seq 300); do [ \"$(stty size)\" != '33 101' ] || break; sleep 0.1; done; stty size; tty; exit 9\n";
+    let (code, said) = finish(world.terminal(&words), typed.as_bytes());
     assert!(code == Some(9) && said.contains("33 101") && said.contains("/dev/pts/"), "{code:?} {said}");
     let (code, said) = world.ask(&["exec", "web", "-c", "none", "--", "ls"], b"");
     assert!(code == Some(1) && said.contains("container none is not valid"), "{code:?} {said}");
@@ -277,6 +286,7 @@ fn all(name: &str, kind: &Kind) {
     debugs(&world);
     copies(&world);
     follows(&world);
+    assert!(led_on(&world) >= 5, "{} requests came as WebSocket", led_on(&world));
     world.cluster.down().unwrap();
 }
 

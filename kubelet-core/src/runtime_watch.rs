@@ -81,6 +81,8 @@ pub(crate) struct RuntimeWatch {
     owners: HashMap<String, Arc<str>>,
     /// The last listing in short.
     digests: BTreeMap<Arc<str>, u64>,
+    /// Whether it was told that the runtime does not answer.
+    is_away: bool,
 }
 
 /// The dispatcher is gone.
@@ -89,7 +91,8 @@ struct Over;
 impl RuntimeWatch {
     /// `listing` is where the dispatcher starts from.
     pub(crate) fn new(node: Arc<Node>, pulses: mpsc::Sender<Pulse>, listing: &Listing) -> Self {
-        let mut watch = Self { node, pulses, owners: HashMap::new(), digests: BTreeMap::new() };
+        let mut watch =
+            Self { node, pulses, owners: HashMap::new(), digests: BTreeMap::new(), is_away: false };
         watch.learn(listing);
         watch
     }
@@ -116,7 +119,7 @@ impl RuntimeWatch {
                         self.list_after(FAST).await?;
                     }
                 }
-                Err(error) => tracing::warn!(%error, "could not follow the runtime's events"),
+                Err(error) => self.away(&error),
             }
             let until = tokio::time::Instant::now() + reconnect;
             while tokio::time::Instant::now() < until {
@@ -135,7 +138,7 @@ impl RuntimeWatch {
                 event = stream.next() => match event {
                     Some(Ok(event)) => self.event(event).await?,
                     Some(Err(error)) => {
-                        tracing::warn!(%error, "the runtime's events broke off");
+                        tracing::debug!(%error, "the runtime's events broke off");
                         return Ok(());
                     }
                     None => return Ok(()),
@@ -184,13 +187,23 @@ impl RuntimeWatch {
         }
         match list(&self.node).await {
             Ok(listing) => {
+                if std::mem::take(&mut self.is_away) {
+                    tracing::info!("the runtime answers again");
+                }
                 let changed = self.learn(&listing);
                 self.tell(Pulse::Listed { listing, changed }).await
             }
             Err(error) => {
-                tracing::warn!(%error, "could not list the runtime's pods");
+                self.away(&error);
                 Ok(())
             }
+        }
+    }
+
+    /// Tells once that the runtime does not answer.
+    fn away(&mut self, error: &Status) {
+        if !std::mem::replace(&mut self.is_away, true) {
+            tracing::warn!(error = error.message(), "the runtime does not answer; pods run on without care");
         }
     }
 

@@ -114,6 +114,7 @@ struct Shared {
     trust: tls::Trust,
     stats: StatsCache,
     sessions: Arc<Semaphore>,
+    refused: streaming::RefusedProtocols,
     started: i64,
 }
 
@@ -133,7 +134,16 @@ impl Server {
         let started = config.clock.now().wall_nanos;
         let (trust, stats) = (tls::Trust::new(config.client_authorities.clone()), StatsCache::default());
         let sessions = Arc::new(Semaphore::new(SESSIONS));
-        let shared = Arc::new(Shared { config, parts, auth, trust, stats, sessions, started });
+        let shared = Arc::new(Shared {
+            config,
+            parts,
+            auth,
+            trust,
+            stats,
+            sessions,
+            refused: Default::default(),
+            started,
+        });
         let mut tasks = JoinSet::new();
         tasks.spawn(connection::serve(listener, TlsAcceptor::from(Arc::new(tls)), shared));
         Ok(Self { address, _tasks: tasks })

@@ -22,6 +22,9 @@ use super::engine::Engine;
 use crate::args::RunArgs;
 use crate::node_args::{AuthorizationMode, NodeArgs};
 
+/// What this node has of the features that nodes declare, in the order of their names.
+const DECLARED_FEATURES: [&str; 2] = ["ExtendWebSocketsToKubelet", "RestartAllContainersOnContainerExits"];
+
 /// What the Node says and how its API is served.
 #[derive(Clone, Debug)]
 pub(super) struct NodeSettings {
@@ -51,6 +54,7 @@ impl NodeSettings {
             eviction_hard: parse_thresholds(&flags.eviction_hard).context("--eviction-hard")?,
             kubelet_port: flags.port,
             root_dir,
+            declared_features: DECLARED_FEATURES.map(str::to_owned).to_vec(),
             ..NodeConfig::new(node_name)
         };
         Ok(Self {

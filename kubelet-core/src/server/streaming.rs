@@ -1,12 +1,13 @@
 //! `/exec`, `/attach`, `/portForward` and `/run`: led on to where the runtime serves its streams.
 //!
 //! Answers as the kubelet's handlers of these names do (1.36). A request is answered in the task of its connection,
-//! which then becomes the session's; at most [`super::SESSIONS`] of them, beside the connections. A client whose
-//! protocol a runtime is not sure to speak (WebSocket with half-closes, SPDY within WebSocket) is relayed by SPDY, as
-//! the kubelet does; every other speaks to the runtime itself, and only bytes are copied.
+//! which then becomes the session's; at most [`super::SESSIONS`] of them, beside the connections. A client speaks to the
+//! runtime itself, and only bytes are copied; where its protocol is one that the runtime has refused (WebSocket with
+//! half-closes, SPDY within WebSocket), it is relayed by SPDY, which every runtime speaks.
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use coracle_cri::v1::ExecSyncRequest;
 use coracle_cri::{Code, Status};
@@ -14,15 +15,13 @@ use coracle_streaming::channel::{ExecOptions, Version};
 use coracle_streaming::client::{self, Ask, Forwarder, Transport};
 use coracle_streaming::relay;
 use coracle_streaming::server::{
-    self, ExecProtocol, ForwardProtocol, Refusal, Timeouts, Upgrade, exec_upgrade, forward_upgrade,
-    ports_from_query,
+    self, ExecProtocol, ForwardProtocol, Timeouts, Upgrade, exec_upgrade, forward_upgrade, ports_from_query,
 };
 use hyper::body::Incoming;
 use hyper::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, SEC_WEBSOCKET_PROTOCOL,
     TRANSFER_ENCODING, UPGRADE,
 };
-use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::sync::OwnedSemaphorePermit;
@@ -32,6 +31,23 @@ use super::route::{Place, parameters};
 use super::{Shared, pods};
 use crate::kubelet::PodView;
 use crate::streams::{self, Reply, RuntimeStream, Wanted, carry};
+
+/// How a streaming server answers who speaks a protocol that it does not know.
+const NOT_SPOKEN: [StatusCode; 4] = [
+    StatusCode::BAD_REQUEST,
+    StatusCode::FORBIDDEN,
+    StatusCode::METHOD_NOT_ALLOWED,
+    StatusCode::UPGRADE_REQUIRED,
+];
+
+/// What the runtime has shown not to speak; found out once.
+#[derive(Debug, Default)]
+pub(super) struct RefusedProtocols {
+    /// WebSocket with half-closes.
+    exec: AtomicBool,
+    /// SPDY within WebSocket.
+    port_forward: AtomicBool,
+}
 
 /// What a connection goes on with after its answer.
 pub(super) type Session = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -97,12 +113,18 @@ async fn container_streams(
         return Err(no_upgrade());
     }
     let begun = begin(shared).ok_or_else(too_many)?;
-    let upgrade = exec_upgrade(request.method(), request.headers());
-    if let Ok(Upgrade { protocol: ExecProtocol::WebSocket(Version::V5, _), .. }) = &upgrade {
-        let upgrade = upgrade.map_err(|refusal| refused(&refusal))?;
-        return relay_exec(shared, begun, wanted, options, upgrade, on_upgrade(request)).await;
+    match exec_upgrade(request.method(), request.headers()) {
+        Ok(upgrade @ Upgrade { protocol: ExecProtocol::WebSocket(Version::V5, _), .. }) => {
+            match ask_as_client(shared, wanted.clone(), &request, &shared.refused.exec).await? {
+                Some(there) => Ok(pass_on(shared, begun, there, request)),
+                None => relay_exec(shared, begun, wanted, options, upgrade, request).await,
+            }
+        }
+        _ => {
+            let there = ask_runtime(shared, wanted, request.method(), as_client(&request)).await?;
+            Ok(pass_on(shared, begun, there, request))
+        }
     }
-    pass_on(shared, begun, wanted, request).await
 }
 
 /// A request for a pod's ports.
@@ -140,11 +162,18 @@ async fn forwarded_ports(
         return Err(no_upgrade());
     }
     let begun = begin(shared).ok_or_else(too_many)?;
-    if let Ok(Upgrade { protocol: ForwardProtocol::Tunnel, .. }) = &upgrade {
-        let upgrade = upgrade.map_err(|refusal| refused(&refusal))?;
-        return relay_forward(shared, begun, wanted, upgrade, on_upgrade(request)).await;
+    match upgrade {
+        Ok(upgrade @ Upgrade { protocol: ForwardProtocol::Tunnel, .. }) => {
+            match ask_as_client(shared, wanted.clone(), &request, &shared.refused.port_forward).await? {
+                Some(there) => Ok(pass_on(shared, begun, there, request)),
+                None => relay_forward(shared, begun, wanted, upgrade, request).await,
+            }
+        }
+        _ => {
+            let there = ask_runtime(shared, wanted, request.method(), as_client(&request)).await?;
+            Ok(pass_on(shared, begun, there, request))
+        }
     }
-    pass_on(shared, begun, wanted, request).await
 }
 
 /// Runs a command to its end and answers with what it printed.
@@ -211,24 +240,43 @@ fn no_upgrade() -> Answer {
     answer::error(500, "Upgrade request required\n")
 }
 
-fn on_upgrade(request: Request<Incoming>) -> OnUpgrade {
-    hyper::upgrade::on(request)
-}
-
-/// Lets the runtime answer, and then copies bytes.
-async fn pass_on(
-    shared: &Arc<Shared>,
-    begun: OwnedSemaphorePermit,
-    wanted: Wanted,
-    request: Request<Incoming>,
-) -> Result<Granted, Answer> {
+/// A client's headers as they go to the runtime: who it is concerns this node alone.
+fn as_client(request: &Request<Incoming>) -> HeaderMap {
     let mut headers = request.headers().clone();
-    // Who the client is concerns this node alone.
     for name in [AUTHORIZATION, COOKIE, HOST, CONTENT_LENGTH, TRANSFER_ENCODING] {
         headers.remove(name);
     }
-    let (headers, runtime) = ask_runtime(shared, wanted, request.method().clone(), headers).await?;
-    let (client, idle) = (on_upgrade(request), shared.config.streaming_idle_timeout);
+    headers
+}
+
+/// Asks the runtime in the client's own protocol, which it may not know: None, and not asked again, if so.
+async fn ask_as_client(
+    shared: &Shared,
+    wanted: Wanted,
+    request: &Request<Incoming>,
+    refused: &AtomicBool,
+) -> Result<Option<(HeaderMap, RuntimeStream)>, Answer> {
+    if refused.load(Ordering::Relaxed) {
+        return Ok(None);
+    }
+    match ask_runtime(shared, wanted, request.method(), as_client(request)).await {
+        Ok(there) => Ok(Some(there)),
+        Err(answer) if NOT_SPOKEN.contains(&answer.status()) => {
+            refused.store(true, Ordering::Relaxed);
+            Ok(None)
+        }
+        Err(answer) => Err(answer),
+    }
+}
+
+/// Copies bytes between a client and a runtime that have agreed with each other.
+fn pass_on(
+    shared: &Arc<Shared>,
+    begun: OwnedSemaphorePermit,
+    (headers, runtime): (HeaderMap, RuntimeStream),
+    request: Request<Incoming>,
+) -> Granted {
+    let (client, idle) = (hyper::upgrade::on(request), shared.config.streaming_idle_timeout);
     let session = async move {
         let _begun = begun;
         let Ok(client) = client.await else { return };
@@ -236,7 +284,7 @@ async fn pass_on(
             tracing::debug!(%error, "a stream broke");
         }
     };
-    Ok(switched(headers, Box::pin(session)))
+    switched(headers, Box::pin(session))
 }
 
 /// Speaks to the client itself, and to the runtime by SPDY.
@@ -246,7 +294,7 @@ async fn relay_exec(
     wanted: Wanted,
     options: ExecOptions,
     upgrade: Upgrade<ExecProtocol>,
-    client: OnUpgrade,
+    request: Request<Incoming>,
 ) -> Result<Granted, Answer> {
     // An attachment has the streams of its container's terminal, whatever was asked for.
     let there = match &wanted {
@@ -254,10 +302,10 @@ async fn relay_exec(
         _ => options,
     };
     let ask = Ask::exec(Transport::Spdy);
-    let (headers, runtime) = ask_runtime(shared, wanted, Method::POST, ask.headers().clone()).await?;
+    let (headers, runtime) = ask_runtime(shared, wanted, &Method::POST, ask.headers().clone()).await?;
     let spoken = ask.exec_answer(StatusCode::SWITCHING_PROTOCOLS, &headers);
     let spoken = spoken.map_err(|error| answer::error(500, error.to_string()))?;
-    let (protocol, timeouts) = (upgrade.protocol, timeouts(shared));
+    let (protocol, timeouts, client) = (upgrade.protocol, timeouts(shared), hyper::upgrade::on(request));
     let session = async move {
         let _begun = begun;
         let Ok(client) = client.await else { return };
@@ -278,13 +326,13 @@ async fn relay_forward(
     begun: OwnedSemaphorePermit,
     wanted: Wanted,
     upgrade: Upgrade<ForwardProtocol>,
-    client: OnUpgrade,
+    request: Request<Incoming>,
 ) -> Result<Granted, Answer> {
     let ask = Ask::port_forward(Transport::Spdy);
-    let (headers, runtime) = ask_runtime(shared, wanted, Method::POST, ask.headers().clone()).await?;
+    let (headers, runtime) = ask_runtime(shared, wanted, &Method::POST, ask.headers().clone()).await?;
     let spoken = ask.port_forward_answer(StatusCode::SWITCHING_PROTOCOLS, &headers);
     let spoken = spoken.map_err(|error| answer::error(500, error.to_string()))?;
-    let (protocol, timeouts) = (upgrade.protocol, timeouts(shared));
+    let (protocol, timeouts, client) = (upgrade.protocol, timeouts(shared), hyper::upgrade::on(request));
     let session = async move {
         let _begun = begun;
         let Ok(client) = client.await else { return };
@@ -309,11 +357,11 @@ fn timeouts(shared: &Shared) -> Timeouts {
 async fn ask_runtime(
     shared: &Shared,
     wanted: Wanted,
-    method: Method,
+    method: &Method,
     headers: HeaderMap,
 ) -> Result<(HeaderMap, RuntimeStream), Answer> {
     let url = streams::url(&*shared.parts.runtime, wanted).await.map_err(|status| of_runtime(&status))?;
-    match streams::connect(&url, method, headers).await {
+    match streams::connect(&url, method.clone(), headers).await {
         Ok(Reply::Switched { headers, io }) => Ok((headers, io)),
         Ok(Reply::Refused { status, .. }) if status.as_u16() < 400 => {
             Err(answer::error(500, format!("invalid upgrade response: status code {}", status.as_u16())))
@@ -347,14 +395,6 @@ fn switched(headers: HeaderMap, session: Session) -> Granted {
     }
     debug_assert!(answer.headers().contains_key(UPGRADE), "invariant: 101 names what it switches to");
     Granted { answer, session: Some(session) }
-}
-
-fn refused(refusal: &Refusal) -> Answer {
-    let mut answer = answer::error(refusal.status.as_u16(), refusal.message.clone());
-    for (name, value) in &refusal.headers {
-        answer.headers_mut().append(name, value.clone());
-    }
-    answer
 }
 
 /// An error of the runtime as the kubelet tells it.

@@ -1,6 +1,7 @@
 //! Streams through the kubelet API, to a runtime whose streaming server knows SPDY only, as containerd's does.
 
-use coracle_streaming::channel::{ExecOptions, Outcome, TerminalSize};
+use coracle_cri::testing::Method;
+use coracle_streaming::channel::{Encoding, ExecOptions, Outcome, TerminalSize, Version};
 use coracle_streaming::client::{self, Ask, Forwarder, Transport};
 use coracle_streaming::server::{self as there, ExecProtocol, Timeouts, exec_upgrade, forward_upgrade};
 use hyper::{HeaderMap, StatusCode};
@@ -135,9 +136,19 @@ impl World {
         query: &str,
         options: ExecOptions,
     ) -> (ExecProtocol, client::ClientExec) {
+        self.open("exec", transport, query, options).await
+    }
+
+    async fn open(
+        &self,
+        what: &str,
+        transport: Transport,
+        query: &str,
+        options: ExecOptions,
+    ) -> (ExecProtocol, client::ClientExec) {
         let ask = Ask::exec(transport);
         let method = if transport == Transport::Spdy { "POST" } else { "GET" };
-        let path = format!("/exec/default/web/app?command=sh&{query}");
+        let path = format!("/{what}/default/web/app?command=sh&{query}");
         let (status, headers, io) = self.upgrade(method, &path, ask.headers()).await;
         let protocol = ask.exec_answer(status, &headers).unwrap();
         (protocol, client::exec(io, protocol, options).await.unwrap())
@@ -164,8 +175,12 @@ async fn echoes(transport: Transport) {
     read.unwrap();
     assert_eq!(outcome.unwrap(), Outcome::Exited(7));
     assert!(seen == sent, "{} bytes came back", seen.len());
-    let exec = world.runtime.calls().into_iter().filter(|call| call.method.name() == "Exec").count();
-    assert_eq!(exec, 1);
+    // A runtime that refused WebSocket is asked once more, and only then.
+    let asked = world.runtime.count(Method::Exec);
+    assert_eq!(asked, if transport == Transport::Spdy { 1 } else { 2 });
+    let (_, again) = world.exec(transport, "input=1&output=1&tty=1", options).await;
+    assert_eq!(world.runtime.count(Method::Exec), asked + 1);
+    drop(again);
 }
 
 #[tokio::test]
@@ -176,6 +191,22 @@ async fn a_command_runs_over_the_runtimes_own_protocol() {
 #[tokio::test]
 async fn a_websocket_client_is_relayed_to_a_runtime_that_speaks_spdy() {
     tokio::time::timeout(DEADLINE, echoes(Transport::WebSocket)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_websocket_client_speaks_to_a_runtime_that_does_too() {
+    let (world, _left) = World::streaming().await;
+    let options = ExecOptions { stdin: true, stdout: true, ..ExecOptions::default() };
+    let (protocol, mut attached) =
+        world.open("attach", Transport::WebSocket, "input=1&output=1", options).await;
+    assert_eq!(protocol, ExecProtocol::WebSocket(Version::V5, Encoding::Binary));
+    let mut stdin = attached.stdin.take().unwrap();
+    stdin.write_all(b"hello").await.unwrap();
+    stdin.shutdown().await.unwrap();
+    let mut said = String::new();
+    attached.stdout.as_mut().unwrap().read_to_string(&mut said).await.unwrap();
+    assert_eq!((said.as_str(), attached.exit.wait().await.unwrap()), ("hello", Outcome::Exited(7)));
+    assert_eq!(world.runtime.count(Method::Attach), 1);
 }
 
 #[tokio::test]
