@@ -80,15 +80,26 @@ pub(crate) enum NamespaceError {
 pub(crate) struct Plan {
     pub(crate) network: bool,
     pub(crate) ipc: bool,
+    /// A user namespace that owns all the others.
+    pub(crate) user: Option<UserMapping>,
     /// A UTS namespace, and the host name in it.
     pub(crate) hostname: Option<String>,
     /// Namespaced sysctls, by name with dots.
     pub(crate) sysctls: Vec<(String, String)>,
 }
 
+/// Which ids of the host the ids of a user namespace are, from 0 on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct UserMapping {
+    /// The host's user that is root there, and how many follow.
+    pub(crate) uids: (u32, u32),
+    /// The same of groups.
+    pub(crate) gids: (u32, u32),
+}
+
 impl Plan {
     fn is_empty(&self) -> bool {
-        !self.network && !self.ipc && self.hostname.is_none()
+        !self.network && !self.ipc && self.hostname.is_none() && self.user.is_none()
     }
 }
 
@@ -115,7 +126,18 @@ fn create_here(plan: &Plan, dir: &Path) -> Result<(), NamespaceError> {
             kinds.push(kind);
         }
     }
-    sys::unshare(flags).map_err(|source| NamespaceError::Unshare { dir: dir.into(), source })?;
+    let unshare = |source| NamespaceError::Unshare { dir: dir.into(), source };
+    // Alive until the pins hold the namespaces.
+    let anchor = match plan.user {
+        Some(mapping) => {
+            kinds.push("user");
+            Some(enter_with_user(flags, &kinds, mapping).map_err(unshare)?)
+        }
+        None => {
+            sys::unshare(flags).map_err(unshare)?;
+            None
+        }
+    };
     if let Some(name) = &plan.hostname {
         rustix::system::sethostname(name.as_bytes())
             .map_err(|error| NamespaceError::Hostname { name: name.clone(), source: error.into() })?;
@@ -130,11 +152,28 @@ fn create_here(plan: &Plan, dir: &Path) -> Result<(), NamespaceError> {
     fs::create_dir_all(dir).map_err(|source| NamespaceError::Pin { path: dir.into(), source })?;
     for kind in kinds {
         let path = dir.join(kind);
-        let pinned =
-            File::create(&path).and_then(|_| Ok(mount_bind(format!("/proc/thread-self/ns/{kind}"), &path)?));
+        let source = match &anchor {
+            Some(anchor) => anchor.file(&format!("ns/{kind}")),
+            None => format!("/proc/thread-self/ns/{kind}").into(),
+        };
+        let pinned = File::create(&path).and_then(|_| Ok(mount_bind(source, &path)?));
         pinned.map_err(|source| NamespaceError::Pin { path, source })?;
     }
     Ok(())
+}
+
+/// Makes namespaces that a fresh user namespace owns, and moves this thread into all but that one.
+fn enter_with_user(flags: i32, kinds: &[&str], mapping: UserMapping) -> io::Result<sys::Anchor> {
+    let anchor = sys::Anchor::start(flags | sys::ns::USER)?;
+    for (file, (first, count)) in [("uid_map", mapping.uids), ("gid_map", mapping.gids)] {
+        fs::write(anchor.file(file), format!("0 {first} {count}\n"))?;
+    }
+    for (kind, flag) in [("net", sys::ns::NET), ("ipc", sys::ns::IPC), ("uts", sys::ns::UTS)] {
+        if kinds.contains(&kind) {
+            sys::setns(File::open(anchor.file(&format!("ns/{kind}")))?.as_fd(), flag)?;
+        }
+    }
+    Ok(anchor)
 }
 
 /// The file of a sysctl. Interface names may hold dots, so a name that is written with slashes keeps its dots.
@@ -150,7 +189,7 @@ fn sysctl_path(name: &str) -> PathBuf {
 /// Unpins all namespaces of `dir` and removes it. Idempotent; goes on after an error and returns all.
 pub(crate) fn remove(dir: &Path) -> Vec<NamespaceError> {
     let mut errors = Vec::new();
-    for kind in ["net", "ipc", "uts", "pid"] {
+    for kind in ["net", "ipc", "uts", "pid", "user"] {
         let path = dir.join(kind);
         if let Err(source) = unpin(&path) {
             errors.push(NamespaceError::Pin { path, source });
@@ -234,6 +273,7 @@ mod tests {
         let plan = Plan {
             network: true,
             ipc: true,
+            user: None,
             hostname: Some("pod-a".into()),
             sysctls: vec![("net.ipv4.ip_unprivileged_port_start".into(), "81".into())],
         };

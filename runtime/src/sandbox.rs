@@ -16,6 +16,7 @@ use coracle_cri::v1;
 use tokio::sync::watch;
 
 use crate::config::Layout;
+use crate::netns::UserMapping;
 use crate::record::{RecordError, SandboxPhase, SandboxRecord};
 use crate::service_error::ServiceError;
 use crate::shim_client::ShimClient;
@@ -102,6 +103,26 @@ pub(crate) fn cgroup_parent(config: &v1::PodSandboxConfig) -> &str {
 pub(crate) fn namespaces(config: &v1::PodSandboxConfig) -> v1::NamespaceOption {
     let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
     context.and_then(|context| context.namespace_options.clone()).unwrap_or_default()
+}
+
+/// Whether the pod has a user namespace, and what its ids are on the host. `Err` says what is wrong with the request,
+/// by the rules of every CRI runtime.
+pub(crate) fn user_mapping(config: &v1::PodSandboxConfig) -> Result<Option<UserMapping>, String> {
+    let Some(user) = namespaces(config).userns_options else { return Ok(None) };
+    match user.mode() {
+        v1::NamespaceMode::Node => return Ok(None),
+        v1::NamespaceMode::Pod => {}
+        other => return Err(format!("a user namespace of mode {} is not possible", other.as_str_name())),
+    }
+    if is_host_network(config) {
+        return Err("a pod on the host's network cannot have a user namespace".to_owned());
+    }
+    let one = |list: &[v1::IdMapping], what: &str| match list {
+        [mapping] if mapping.container_id == 0 && mapping.length > 0 => Ok((mapping.host_id, mapping.length)),
+        [_] => Err(format!("the mapping of {what} must begin at 0 and have a length")),
+        _ => Err(format!("a user namespace needs one mapping of {what}, not {}", list.len())),
+    };
+    Ok(Some(UserMapping { uids: one(&user.uids, "users")?, gids: one(&user.gids, "groups")? }))
 }
 
 pub(crate) fn is_host_network(config: &v1::PodSandboxConfig) -> bool {

@@ -10,6 +10,7 @@ pub(crate) mod ns {
     pub(crate) const NET: i32 = libc::CLONE_NEWNET;
     pub(crate) const IPC: i32 = libc::CLONE_NEWIPC;
     pub(crate) const UTS: i32 = libc::CLONE_NEWUTS;
+    pub(crate) const USER: i32 = libc::CLONE_NEWUSER;
     pub(crate) const FS: i32 = libc::CLONE_FS;
 }
 
@@ -61,6 +62,101 @@ pub(crate) fn boottime_ns() -> u64 {
     // SAFETY: the timespec outlives the call. CLOCK_BOOTTIME exists since Linux 2.6.39 and cannot fail.
     unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// A process that waits in fresh namespaces, for as long as somebody needs it to reach them. Dropping it ends it.
+pub(crate) struct Anchor {
+    pid: libc::pid_t,
+}
+
+impl Anchor {
+    /// Forks a process into fresh namespaces. A user namespace can be made by a process of one thread alone, so this
+    /// thread cannot do it for itself.
+    pub(crate) fn start(flags: i32) -> io::Result<Anchor> {
+        let (mut ready, told) = io::pipe()?;
+        // SAFETY: the child makes only system calls, on memory of its own, and never returns.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            // SAFETY: as above. It ends with the thread that forked it.
+            unsafe {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong);
+                let error = if libc::unshare(flags) == 0 { 0 } else { *libc::__errno_location() };
+                libc::write(told.as_raw_fd(), (&raw const error).cast(), size_of::<i32>());
+                loop {
+                    libc::pause();
+                }
+            }
+        }
+        check(pid)?;
+        let anchor = Anchor { pid };
+        drop(told);
+        let mut error = [0; size_of::<i32>()];
+        io::Read::read_exact(&mut ready, &mut error)?;
+        match i32::from_ne_bytes(error) {
+            0 => Ok(anchor),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+
+    /// A file of the process, such as `ns/net`.
+    pub(crate) fn file(&self, name: &str) -> std::path::PathBuf {
+        format!("/proc/{}/{name}", self.pid).into()
+    }
+}
+
+impl Drop for Anchor {
+    fn drop(&mut self) {
+        // SAFETY: the process is a child that nobody else waits for, so its number is still its own.
+        unsafe {
+            libc::kill(self.pid, libc::SIGKILL);
+            libc::waitpid(self.pid, std::ptr::null_mut(), 0);
+        }
+    }
+}
+
+/// Attributes of a mount, as `mount_setattr(2)` takes them (Linux 5.12).
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct MountAttributes {
+    /// What is added, of the constants below.
+    pub(crate) set: u64,
+    /// `MS_PRIVATE` or `MS_SLAVE`, or 0 to leave it.
+    pub(crate) propagation: u64,
+}
+
+impl MountAttributes {
+    pub(crate) const READ_ONLY: u64 = 1;
+    pub(crate) const NO_SUID: u64 = 2;
+    pub(crate) const NO_DEV: u64 = 4;
+    pub(crate) const NO_EXEC: u64 = 8;
+    const ID_MAP: u64 = 0x10_0000;
+
+    /// Sets them on a detached mount, and on all below it if `recursive`.
+    pub(crate) fn apply(self, tree: BorrowedFd<'_>, recursive: bool) -> io::Result<()> {
+        set_attributes(tree, recursive, [self.set, 0, self.propagation, 0])
+    }
+
+    /// Maps the owners of a detached mount's files by a user namespace.
+    pub(crate) fn map_ids(tree: BorrowedFd<'_>, userns: BorrowedFd<'_>) -> io::Result<()> {
+        let userns = userns.as_raw_fd().unsigned_abs();
+        set_attributes(tree, false, [Self::ID_MAP, 0, 0, userns.into()])
+    }
+}
+
+/// `attributes` is the kernel's struct: what to set, what to clear, the propagation, a user namespace.
+fn set_attributes(tree: BorrowedFd<'_>, recursive: bool, attributes: [u64; 4]) -> io::Result<()> {
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is a valid empty string, and the attributes outlive the call and have the size that is told.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            attributes.as_ptr(),
+            size_of_val(&attributes),
+        )
+    };
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Fills `bytes` from the kernel's random source.

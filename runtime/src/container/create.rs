@@ -11,7 +11,7 @@ use super::overlay::Overlay;
 use super::{Container, reserved_name};
 use crate::image::Image;
 use crate::record::{ContainerPhase, ContainerRecord};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{self, Sandbox};
 use crate::service::{Engine, new_id, wall_ns};
 use crate::service_error::{ServiceError, chain};
 
@@ -87,7 +87,15 @@ impl Engine {
             fs::create_dir(dir).map_err(ServiceError::file("create", dir))?;
         }
         let target = overlay.target.clone();
-        overlay.mount(bundle.join("lower")).await.map_err(ServiceError::file("mount", target))?;
+        let pod = sandbox.record().config.clone();
+        let mounted = match sandbox::user_mapping(&pod).map_err(|what| ServiceError::Invalid { what })? {
+            None => overlay.mount(bundle.join("lower")).await,
+            Some(mapping) => {
+                let userns = self.layout.pins(&sandbox.id).join("user");
+                overlay.mount_mapped(bundle.join("lower"), userns, mapping).await
+            }
+        };
+        mounted.map_err(ServiceError::file("mount", target))?;
         let made = self.container_spec(sandbox, container, image).await?;
         self.write_spec(container, &made.spec)?;
         container.change(&self.layout, |record| {

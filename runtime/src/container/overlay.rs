@@ -5,16 +5,19 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{chown, symlink};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::CWD;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount,
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind,
+    mount_change, move_mount, open_tree, unmount,
 };
 
-use crate::netns::{NamespaceError, on_thread};
-use crate::sys;
+use crate::netns::{NamespaceError, UserMapping, on_thread};
+use crate::sys::{self, MountAttributes};
 
 /// The kernel copies one page of options, with a zero byte at its end.
 const MAX_OPTIONS: usize = 4095;
@@ -52,6 +55,44 @@ impl Overlay {
         let removed = fs::remove_dir_all(&links);
         mounted.map_err(io::Error::other)??;
         removed
+    }
+
+    /// Mounts the overlay with the image's files owned by the ids of a user namespace, which `userns` leads to. Each
+    /// layer is cloned below `links`, mapped, and gone again once the overlay holds it.
+    pub(crate) async fn mount_mapped(
+        self,
+        links: PathBuf,
+        userns: PathBuf,
+        mapping: UserMapping,
+    ) -> io::Result<()> {
+        // The root of the container is the upper layer's.
+        chown(&self.upper, Some(mapping.uids.0), Some(mapping.gids.0))?;
+        fs::create_dir_all(&links)?;
+        let folder = links.clone();
+        let mounted = on_thread(move || Ok::<_, NamespaceError>(self.mount_clones(&folder, &userns))).await;
+        unmount_links(&links)?;
+        let removed = fs::remove_dir_all(&links);
+        mounted.map_err(io::Error::other)??;
+        removed
+    }
+
+    fn mount_clones(&self, folder: &Path, userns: &Path) -> io::Result<()> {
+        let userns = fs::File::open(userns)?;
+        let mut names = Vec::with_capacity(self.lower.len());
+        for (number, layer) in self.lower.iter().enumerate() {
+            let name = PathBuf::from(number.to_string());
+            let target = folder.join(&name);
+            fs::create_dir(&target)?;
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            let tree = open_tree(CWD, layer, flags)?;
+            // Read-only, so that nobody who removes the folder in spite of the mount takes the layer away.
+            let attributes = MountAttributes { set: MountAttributes::READ_ONLY, propagation: 0 };
+            attributes.apply(tree.as_fd(), false)?;
+            MountAttributes::map_ids(tree.as_fd(), userns.as_fd())?;
+            move_mount(&tree, "", CWD, &target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+            names.push(name);
+        }
+        self.mount_from(folder, &names)
     }
 
     fn mount_from(&self, folder: &Path, names: &[PathBuf]) -> io::Result<()> {
@@ -101,6 +142,18 @@ fn escape(path: &Path) -> Vec<u8> {
         escaped.push(*byte);
     }
     escaped
+}
+
+/// Unmounts the clones of layers that a mount that was cut off left in a folder. Idempotent.
+pub(crate) fn unmount_links(folder: &Path) -> io::Result<()> {
+    match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        entries => entries?.try_for_each(|entry| {
+            let entry = entry?;
+            // A link leads to a layer itself.
+            if entry.file_type()?.is_dir() { unmount_all(&entry.path()) } else { Ok(()) }
+        }),
+    }
 }
 
 /// Unmounts everything at `target`. Idempotent.

@@ -39,7 +39,8 @@ impl Engine {
         let pod = sandbox.record().config.clone();
         let rootfs = self.layout.rootfs(&container.id);
         let paths: Vec<String> = image.config.volumes.keys().cloned().collect();
-        let image_volumes = volumes::make(&rootfs, &self.layout.layer(&container.id), paths).await?;
+        let user = sandbox::user_mapping(&pod).map_err(|what| ServiceError::Invalid { what })?;
+        let image_volumes = volumes::make(&rootfs, &self.layout.layer(&container.id), paths, user).await?;
         let mounts = mounts::merge(&config, &self.sandbox_files(sandbox, &pod), &image_volumes);
         let observed = observe::observe(&config, &mounts).map_err(refused)?;
         let context =
@@ -116,7 +117,7 @@ impl Engine {
             ipc: pinned("ipc"),
             uts: pinned("uts"),
             pid,
-            user: NamespaceRef::Host,
+            user: pinned("user"),
         })
     }
 

@@ -113,7 +113,8 @@ impl Engine {
             errors.extend(cleared.err());
         }
         let rootfs = self.layout.rootfs(&container.id);
-        if let Err(error) = overlay::unmount_all(&rootfs) {
+        let links = self.layout.bundle(&container.id).join("lower");
+        if let Err(error) = overlay::unmount_all(&rootfs).and_then(|()| overlay::unmount_links(&links)) {
             errors.push(ServiceError::file("unmount", rootfs)(error));
             // Removing the folder would now empty the writable layer through the mount.
             return errors;

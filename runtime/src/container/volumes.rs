@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, lchown, symlink};
 use std::path::{Component, Path, PathBuf};
 
+use crate::netns::UserMapping;
 use crate::service_error::ServiceError;
 
 /// Makes the volumes; answers each path in the container with its folder on the host.
@@ -15,12 +16,13 @@ pub(super) async fn make(
     rootfs: &Path,
     layer: &Path,
     paths: Vec<String>,
+    user: Option<UserMapping>,
 ) -> Result<Vec<(String, PathBuf)>, ServiceError> {
     if paths.is_empty() {
         return Ok(Vec::new());
     }
     let (rootfs, parent) = (rootfs.to_path_buf(), layer.join("volumes"));
-    let made = tokio::task::spawn_blocking(move || make_all(&rootfs, &parent, paths)).await;
+    let made = tokio::task::spawn_blocking(move || make_all(&rootfs, &parent, paths, user)).await;
     made.unwrap_or(Err(ServiceError::Panicked))
 }
 
@@ -28,14 +30,19 @@ fn make_all(
     rootfs: &Path,
     parent: &Path,
     paths: Vec<String>,
+    user: Option<UserMapping>,
 ) -> Result<Vec<(String, PathBuf)>, ServiceError> {
     fs::create_dir(parent).map_err(ServiceError::file("create", parent))?;
     let mut made = Vec::with_capacity(paths.len());
     for (number, path) in paths.into_iter().enumerate() {
         let volume = parent.join(number.to_string());
         let filled = fs::create_dir(&volume).and_then(|()| match plain_folder(rootfs, &path) {
+            // What the image has is seen with the pod's owners.
             Some(source) => copy_folder(&source, &volume),
-            None => Ok(()),
+            None => match user {
+                Some(mapping) => chown(&volume, Some(mapping.uids.0), Some(mapping.gids.0)),
+                None => Ok(()),
+            },
         });
         filled.map_err(ServiceError::file("fill volume", &volume))?;
         made.push((path, volume));
@@ -99,7 +106,7 @@ mod tests {
         chown(rootfs.join("data/sub/file"), Some(1000), Some(1000)).unwrap();
         symlink("/etc", rootfs.join("out")).unwrap();
         let paths = vec!["/data".to_owned(), "/out".to_owned(), "/new".to_owned()];
-        let made = make(&rootfs, &layer, paths).await.unwrap();
+        let made = make(&rootfs, &layer, paths, None).await.unwrap();
         assert_eq!(fs::read_to_string(made[0].1.join("sub/file")).unwrap(), "content");
         assert_eq!(fs::metadata(made[0].1.join("sub/file")).unwrap().uid(), 1000);
         assert_eq!(fs::read_dir(&made[1].1).unwrap().count(), 0);

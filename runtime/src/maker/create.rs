@@ -6,14 +6,14 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
-use oci_spec::runtime::{LinuxDeviceCgroup, LinuxSeccomp, Spec};
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxIdMapping, LinuxSeccomp, Spec};
 use rustix::fs::FlockOperation;
 use rustix::mount::OpenTreeFlags;
 
@@ -24,6 +24,7 @@ use super::prepare::{Node, Prepared, prepare};
 use super::record::{Record, process_stat};
 use super::seccomp::Filter;
 use super::{Fault, device_filter, error_chain, sys};
+use crate::sys::MountAttributes;
 
 /// Ends libcontainer's init process our way.
 #[derive(Clone)]
@@ -94,11 +95,13 @@ pub(super) fn create(globals: &Globals, options: &Create, warn: &mut dyn FnMut(&
     prepared.warnings.iter().for_each(|warning| warn(warning));
     prepared.finish.seccomp = filter(globals, prepared.seccomp.as_ref())?;
     let tree = clone_dev(&mut prepared)?;
+    let binds = clone_binds(&mut prepared)?;
+    give_stdio(&prepared.spec);
 
     // The container's process starts from these groups when its own list is empty; nobody may lend it others.
     sys::setgroups(&[]).map_err(|source| Fault::Os { what: "drop the supplementary groups", source })?;
     let pid = build(globals, options, &prepared)?;
-    drop(tree);
+    drop((tree, binds));
 
     let record = Record {
         version: 1,
@@ -193,6 +196,57 @@ fn clone_dev(prepared: &mut Prepared) -> Result<Option<OwnedFd>, Fault> {
         init.dev_tree = Some(tree.as_raw_fd());
     }
     Ok(Some(tree))
+}
+
+/// Clones the bind mounts of a container whose root may not reach them, with all that only the host's root may set.
+fn clone_binds(prepared: &mut Prepared) -> Result<Vec<OwnedFd>, Fault> {
+    let mut trees = Vec::new();
+    let Some(init) = &mut prepared.finish.init else { return Ok(trees) };
+    let mut userns = None;
+    for bind in &prepared.binds {
+        let fault = |source: io::Error| Fault::Io { what: "clone", path: bind.source.clone(), source };
+        let mut flags = OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::OPEN_TREE_CLONE;
+        flags.set(OpenTreeFlags::AT_RECURSIVE, bind.recursive);
+        let tree = rustix::mount::open_tree(rustix::fs::CWD, &bind.source, flags)
+            .map_err(|error| fault(error.into()))?;
+        bind.attributes.apply(tree.as_fd(), bind.recursive).map_err(fault)?;
+        if bind.mapped {
+            let path = prepared.user_namespace.as_deref().ok_or_else(|| {
+                Fault::Spec("mounts can map ids by a user namespace alone that has a path".to_owned())
+            })?;
+            if userns.is_none() {
+                userns = Some(fs::File::open(path).map_err(fault)?);
+            }
+            if let Some(userns) = &userns {
+                MountAttributes::map_ids(tree.as_fd(), userns.as_fd()).map_err(fault)?;
+            }
+        }
+        let is_folder = fs::metadata(&bind.source).map_err(fault)?.is_dir();
+        init.binds.push((tree.as_raw_fd(), bind.destination.clone(), is_folder));
+        trees.push(tree);
+    }
+    Ok(trees)
+}
+
+/// Gives the standard streams to the root of a user namespace: nobody within can take what belongs to the host's.
+pub(super) fn give_stdio(spec: &Spec) {
+    let first = |mappings: &Option<Vec<LinuxIdMapping>>| {
+        let mapping = mappings.iter().flatten().find(|mapping| mapping.container_id() == 0)?;
+        Some(mapping.host_id())
+    };
+    let Some(linux) = spec.linux() else { return };
+    let (Some(uid), Some(gid)) = (first(linux.uid_mappings()), first(linux.gid_mappings())) else { return };
+    let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+    let streams = (io::stdin(), io::stdout(), io::stderr());
+    for stream in [streams.0.as_fd(), streams.1.as_fd(), streams.2.as_fd()] {
+        // /dev/null is everybody's; what cannot be given only keeps /dev/stdout from being opened by its name.
+        let is_pipe = rustix::fs::fstat(stream).is_ok_and(|stat| {
+            rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo
+        });
+        if is_pipe {
+            let _ = rustix::fs::fchown(stream, Some(uid), Some(gid));
+        }
+    }
 }
 
 /// Held by the maker and, by inheritance, by every process that it forked until that one executes a program: who gets

@@ -51,6 +51,7 @@ pub(super) fn exec(globals: &Globals, options: &Exec, warn: &mut dyn FnMut(&str)
     let text =
         fs::read(&config).map_err(|source| Fault::Io { what: "read", path: config.clone(), source })?;
     let spec: Spec = serde_json::from_slice(&text).map_err(|source| Fault::Json { path: config, source })?;
+    create::give_stdio(&spec);
     let node = create::node()?;
     let mut process = process_of(options, &spec)?;
     let mut warnings = Vec::new();

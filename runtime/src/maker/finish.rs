@@ -44,6 +44,8 @@ pub(super) struct Init {
     pub readonly_after: Vec<PathBuf>,
     /// A clone of the host's tree for `/dev`, taken outside, attached here.
     pub dev_tree: Option<RawFd>,
+    /// Bind mounts, cloned outside, attached here: the clone, where it goes, and whether it is a folder.
+    pub binds: Vec<(RawFd, PathBuf, bool)>,
 }
 
 /// Why a process cannot run.
@@ -243,6 +245,13 @@ impl Init {
         if let Some(tree) = self.dev_tree {
             attach_dev(tree).map_err(step("attach the host's /dev"))?;
         }
+        for (tree, target, is_folder) in &self.binds {
+            attach(*tree, target, *is_folder).map_err(|source| FinishError::Path {
+                step: "mount",
+                path: target.clone(),
+                source,
+            })?;
+        }
         for (target, flags) in &self.propagation {
             rustix::mount::mount_change(target, *flags).map_err(|error| FinishError::Path {
                 step: "set the propagation of",
@@ -252,6 +261,20 @@ impl Init {
         }
         self.readonly_after.iter().try_for_each(|target| remount_readonly(target))
     }
+}
+
+/// Puts a mount where it belongs, which is made when the image lacks it. The root is the container's already, so no
+/// link leads out of it.
+fn attach(tree: RawFd, target: &Path, is_folder: bool) -> io::Result<()> {
+    use rustix::mount::{MoveMountFlags, move_mount};
+    if is_folder {
+        std::fs::create_dir_all(target)?;
+    } else if !target.exists() {
+        target.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+        std::fs::File::create(target)?;
+    }
+    let tree = sys::own(tree);
+    Ok(move_mount(&tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }
 
 /// Puts the host's /dev over the prepared one, and what was mounted below that on top again.

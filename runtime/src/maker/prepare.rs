@@ -14,13 +14,14 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Linux, LinuxDevice, LinuxDeviceCgroup, LinuxNamespaceType, LinuxSeccomp, Mount, MountBuilder,
-    PosixRlimitBuilder, Process, Spec, User,
+    Linux, LinuxDevice, LinuxDeviceCgroup, LinuxNamespace, LinuxNamespaceType, LinuxSeccomp, Mount,
+    MountBuilder, PosixRlimitBuilder, Process, Spec, User,
 };
 use rustix::mount::MountPropagationFlags;
 
 use super::cgroup::Mounts;
 use super::finish::{Finish, Init};
+use crate::sys::MountAttributes;
 
 /// What the node allows the maker.
 pub(super) struct Node {
@@ -42,10 +43,28 @@ pub(super) struct Prepared {
     pub seccomp: Option<LinuxSeccomp>,
     /// Source of a bind mount on /dev, which the maker clones before anything else.
     pub dev_source: Option<PathBuf>,
+    /// Bind mounts of a container with a user namespace, whose root may not reach their sources on the host: the maker
+    /// clones them before anything else.
+    pub binds: Vec<Bind>,
+    /// The user namespace that the container joins.
+    pub user_namespace: Option<PathBuf>,
     /// Rules for the BPF device program, on cgroup v2 only.
     pub device_rules: Option<Vec<LinuxDeviceCgroup>>,
     /// What was asked for and cannot be had here.
     pub warnings: Vec<String>,
+}
+
+/// A bind mount that the maker makes.
+#[derive(Clone, Debug)]
+pub(super) struct Bind {
+    pub source: PathBuf,
+    pub destination: PathBuf,
+    /// With all that is mounted below the source.
+    pub recursive: bool,
+    /// Attributes of it, and of all below it if `recursive`.
+    pub attributes: MountAttributes,
+    /// Whether its owners are shown as those of the user namespace.
+    pub mapped: bool,
 }
 
 /// Why a spec cannot be prepared.
@@ -92,15 +111,18 @@ pub(super) fn prepare(
     linux.set_devices(linux.devices().as_ref().map(|devices| makeable_devices(devices, &mounts.list)));
     spec.set_mounts(Some(mounts.list));
     spec.set_process(Some(for_libcontainer(&process)));
+    let user_namespace = user_namespace(&linux).and_then(|namespace| namespace.path().clone());
     spec.set_linux(Some(linux));
     let init = Init {
         readonly_root,
         propagation: mounts.propagation,
         readonly_after: mounts.readonly_after,
         dev_tree: None,
+        binds: Vec::new(),
     };
     let finish = Finish { process, seccomp: None, keyring, init: Some(init) };
-    Ok(Prepared { spec, finish, seccomp, dev_source: mounts.dev_source, device_rules, warnings })
+    let (dev_source, binds) = (mounts.dev_source, mounts.binds);
+    Ok(Prepared { spec, finish, seccomp, dev_source, binds, user_namespace, device_rules, warnings })
 }
 
 /// The mounts of a spec, by who does what to them.
@@ -111,6 +133,35 @@ struct SplitMounts {
     propagation: Vec<(PathBuf, MountPropagationFlags)>,
     readonly_after: Vec<PathBuf>,
     dev_source: Option<PathBuf>,
+    binds: Vec<Bind>,
+}
+
+fn user_namespace(linux: &Linux) -> Option<&LinuxNamespace> {
+    linux.namespaces().iter().flatten().find(|namespace| namespace.typ() == LinuxNamespaceType::User)
+}
+
+fn bind_of(mount: &Mount) -> Bind {
+    let flag = |option: &str, attribute: u64| if has_option(mount, option) { attribute } else { 0 };
+    let recursive = has_option(mount, "rbind");
+    let private = if has_option(mount, "rslave") || has_option(mount, "slave") {
+        libc::MS_SLAVE
+    } else {
+        libc::MS_PRIVATE
+    };
+    Bind {
+        source: mount.source().clone().unwrap_or_default(),
+        destination: mount.destination().clone(),
+        recursive,
+        attributes: MountAttributes {
+            set: flag("ro", MountAttributes::READ_ONLY)
+                | flag("rro", MountAttributes::READ_ONLY)
+                | flag("nosuid", MountAttributes::NO_SUID)
+                | flag("nodev", MountAttributes::NO_DEV)
+                | flag("noexec", MountAttributes::NO_EXEC),
+            propagation: private,
+        },
+        mapped: mount.uid_mappings().as_ref().is_some_and(|mappings| !mappings.is_empty()),
+    }
 }
 
 fn split_mounts(spec: &Spec, linux: &Linux, node: &Node) -> SplitMounts {
@@ -122,6 +173,8 @@ fn split_mounts(spec: &Spec, linux: &Linux, node: &Node) -> SplitMounts {
         if is_bind(mount) && mount.destination() == Path::new("/dev") {
             split.dev_source = mount.source().clone();
             split.list.push(tmpfs("/dev", &["nosuid", "strictatime", "mode=755", "size=65536k"]));
+        } else if is_bind(mount) && user_namespace(linux).is_some() {
+            split.binds.push(bind_of(mount));
         } else if mount.typ().as_deref() == Some("cgroup") && !node.mounts.unified() && !cgroup_namespace {
             let path = linux.cgroups_path().clone().unwrap_or_default();
             split.list.extend(cgroup_v1_mounts(mount, &node.mounts, &path));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use coracle_cri::v1;
 
-use super::{Sandbox, files, hostname, is_host_network, namespaces, reserved_name};
+use super::{Sandbox, files, hostname, is_host_network, namespaces, reserved_name, user_mapping};
 use crate::cni::{self, Attachment};
 use crate::netns;
 use crate::record::{SandboxPhase, SandboxRecord};
@@ -32,9 +32,9 @@ impl Engine {
                 ),
             });
         }
-        if namespaces(&config).userns_options.is_some_and(|user| user.mode() != v1::NamespaceMode::Node) {
-            let what =
-                "user namespaces are not supported by this runtime; leave hostUsers out or set it to true";
+        let user = user_mapping(&config).map_err(|what| ServiceError::Invalid { what })?;
+        if user.is_some() && !self.has_user_namespaces() {
+            let what = "user namespaces need Linux 5.19 and the maker of coracle; leave hostUsers out or set it to true";
             return Err(ServiceError::Invalid { what: what.into() });
         }
         let id = new_id()?;
@@ -64,7 +64,8 @@ impl Engine {
         sandbox.change(&self.layout, |record| record.owns_cgroup = parent_missing)?;
         self.cgroups.ensure_parent(&parent)?;
         netns::create(namespace_plan(&config), self.layout.pins(&sandbox.id)).await?;
-        files::write(&self.layout, &sandbox.id, &config)?;
+        let user = user_mapping(&config).map_err(|what| ServiceError::Invalid { what })?;
+        files::write(&self.layout, &sandbox.id, &config, user)?;
         if namespaces(&config).ipc() == v1::NamespaceMode::Pod {
             files::mount_shm(&self.layout.shm(&sandbox.id), self.config.shm_size)?;
         }
@@ -106,6 +107,8 @@ fn namespace_plan(config: &v1::PodSandboxConfig) -> netns::Plan {
     netns::Plan {
         network,
         ipc: wanted.ipc() != v1::NamespaceMode::Node,
+        // It was checked before.
+        user: user_mapping(config).ok().flatten(),
         // The host's network comes with the host's name, as in every CRI runtime.
         hostname: network.then(|| hostname(config)),
         sysctls: sysctls.into_iter().collect(),

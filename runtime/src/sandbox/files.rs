@@ -11,14 +11,24 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::hostname;
 use crate::config::Layout;
+use crate::netns::UserMapping;
 use crate::service_error::ServiceError;
 
-/// Writes hostname, hosts and resolv.conf of a sandbox.
-pub(super) fn write(layout: &Layout, id: &str, config: &v1::PodSandboxConfig) -> Result<(), ServiceError> {
+/// Writes hostname, hosts and resolv.conf of a sandbox, which belong to the pod's root.
+pub(super) fn write(
+    layout: &Layout,
+    id: &str,
+    config: &v1::PodSandboxConfig,
+    user: Option<UserMapping>,
+) -> Result<(), ServiceError> {
     let dir = layout.sandbox(id);
     let put = |name: &str, content: &[u8]| {
         let path = dir.join(name);
-        fs::write(&path, content).map_err(ServiceError::file("write", path))
+        let written = fs::write(&path, content).and_then(|()| match user {
+            Some(mapping) => std::os::unix::fs::chown(&path, Some(mapping.uids.0), Some(mapping.gids.0)),
+            None => Ok(()),
+        });
+        written.map_err(ServiceError::file("write", path))
     };
     put("hostname", format!("{}\n", hostname(config)).as_bytes())?;
     put("hosts", &of_host("/etc/hosts")?)?;

@@ -99,7 +99,7 @@ impl Engine {
             ipc: pinned("ipc"),
             uts: pinned("uts"),
             pid: NamespaceRef::Own,
-            user: NamespaceRef::Host,
+            user: pinned("user"),
         };
         let config = sandbox.record().config.clone();
         let cgroup = self.cgroups.spec_path(&sandbox.cgroup_parent(), &sandbox.id);

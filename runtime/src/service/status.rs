@@ -191,6 +191,13 @@ impl Engine {
         containers.iter().map(|container| container_status(&container.record())).collect()
     }
 
+    /// Whether a pod can have a user namespace: its images are shown with other owners by mounts that map ids, below an
+    /// overlay (Linux 5.19), and its volumes by our maker.
+    pub(crate) fn has_user_namespaces(&self) -> bool {
+        let own_maker = self.maker.get(1).is_some_and(|word| word == "oci");
+        own_maker && self.host.idmapped_mounts && self.host.kernel >= (5, 19)
+    }
+
     /// The runtime's own conditions, handlers and features.
     pub(crate) fn runtime_status(&self, verbose: bool) -> v1::StatusResponse {
         let network = self.cni.network();
@@ -205,7 +212,7 @@ impl Engine {
             .map(|error| ("NetworkPluginNotReady".to_owned(), crate::service_error::chain(error)));
         let features = v1::RuntimeHandlerFeatures {
             recursive_read_only_mounts: crate::sys::has_mount_setattr(),
-            user_namespaces: false,
+            user_namespaces: self.has_user_namespaces(),
         };
         let handler = |name: &str| v1::RuntimeHandler { name: name.into(), features: Some(features) };
         let mut info = HashMap::new();

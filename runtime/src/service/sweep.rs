@@ -71,7 +71,8 @@ impl Engine {
     }
 
     async fn sweep_container_folder(&self, id: &str) {
-        match overlay::unmount_all(&self.layout.rootfs(id)) {
+        let links = self.layout.bundle(id).join("lower");
+        match overlay::unmount_all(&self.layout.rootfs(id)).and_then(|()| overlay::unmount_links(&links)) {
             Ok(()) => {
                 report(id, remove(self.layout.layer(id)).await);
                 report(id, remove(self.layout.bundle(id)).await);

@@ -65,9 +65,8 @@ pub fn merge(
     volumes: &[(String, PathBuf)],
 ) -> Vec<v1::Mount> {
     let sc = super::security_context(config);
-    let userns = sc.namespace_options.as_ref().and_then(|options| options.userns_options.as_ref());
     let mut mounts = config.mounts.clone();
-    let mut add = |target: &str, source: &Path, readonly: bool, relabel: bool, mapped: bool| {
+    let mut add = |target: &str, source: &Path, readonly: bool, relabel: bool| {
         if config.mounts.iter().any(|mount| clean(&mount.container_path) == clean(target)) {
             return;
         }
@@ -76,8 +75,6 @@ pub fn merge(
             host_path: source.to_string_lossy().into_owned(),
             readonly,
             selinux_relabel: relabel,
-            uid_mappings: userns.filter(|_| mapped).map(|options| options.uids.clone()).unwrap_or_default(),
-            gid_mappings: userns.filter(|_| mapped).map(|options| options.gids.clone()).unwrap_or_default(),
             ..v1::Mount::default()
         });
     };
@@ -87,14 +84,14 @@ pub fn merge(
         ("/etc/resolv.conf", &files.resolv_conf),
     ] {
         if let Some(file) = file {
-            add(target, file, sc.readonly_rootfs, true, true);
+            add(target, file, sc.readonly_rootfs, true);
         }
     }
     if let Some(shm) = &files.shm {
-        add("/dev/shm", shm, false, shm != Path::new("/dev/shm"), false);
+        add("/dev/shm", shm, false, shm != Path::new("/dev/shm"));
     }
     for (target, source) in volumes {
-        add(target, source, false, true, true);
+        add(target, source, false, true);
     }
     mounts.sort_by_key(|mount| clean(&mount.container_path).components().count());
     mounts
