@@ -170,3 +170,107 @@ fn statuses_are_those_of_the_reference_node() {
     cluster.wait("our pods are gone", LIMIT, |api| Ok(is_empty(&api.get(PODS)?)), shown).unwrap();
     cluster.down().unwrap();
 }
+
+/// What kubectl shows, without what differs from pod to pod and from moment to moment: words with digits in them.
+fn plain_words(shown: &str, node: &str) -> String {
+    let line = |line: &str| {
+        let words = line.split_whitespace().map(|word| {
+            if word.starts_with("kube-api-access-") {
+                "kube-api-access"
+            } else if word.chars().any(|letter| letter.is_ascii_digit()) {
+                "#"
+            } else if word.trim_matches('-').is_empty() {
+                "-"
+            } else {
+                word
+            }
+        });
+        words.collect::<Vec<_>>().join(" ").replace(node, "NODE")
+    };
+    let mut lines: Vec<String> = shown.lines().map(line).collect();
+    // kubectl shows events by the time of their last repetition.
+    let events = lines.iter().position(|line| line == "Events:").unwrap_or(lines.len());
+    for line in &mut lines[events..] {
+        *line = line.replace("# # over #", "#");
+    }
+    lines[events..].sort();
+    lines.join("\n")
+}
+
+#[test]
+fn kubectl_shows_what_it_shows_of_the_reference_node() {
+    let executables = Executables::of_this_build();
+    images::write(&Peers::new(), Set::Basic, Some(&executables.example)).unwrap();
+    let mut cluster = Cluster::start(&Options::of_test("shown")).unwrap();
+    cluster.add_node("ours", &Kind::Coracle { executables, flags: Vec::new() }).unwrap();
+    cluster.add_node("theirs", &Kind::Reference).unwrap();
+    cluster.start_metrics_server().unwrap();
+    let kinds = [
+        ("runs", json!({"args": ["fill", "20"]}), "Running"),
+        ("fails", json!({"args": ["exit", "3"]}), "Failed"),
+        ("waits", json!({"image": "No:Such:Name"}), "Pending"),
+    ];
+    for (name, more, _) in &kinds {
+        for node in ["ours", "theirs"] {
+            let spec = json!({"nodeName": node, "terminationGracePeriodSeconds": 1, "restartPolicy": "Never",
+                "containers": [container(more.clone())]});
+            let pod = json!({"apiVersion": "v1", "kind": "Pod", "spec": spec,
+                "metadata": {"name": format!("{name}-{node}")}});
+            cluster.api.create(PODS, &pod).unwrap();
+        }
+    }
+    let shown = || cluster.node("ours").unwrap().last_words();
+    let mut wrong = Vec::new();
+    let mut compare = |what: &str, words: &dyn Fn(&str) -> String| {
+        // Events and phases come one after the other, so what is shown is awaited.
+        let same = cluster.wait(
+            what,
+            Duration::from_secs(60),
+            |_| Ok(words("ours") == words("theirs")),
+            String::new,
+        );
+        if same.is_err() {
+            let (ours, theirs) = (words("ours"), words("theirs"));
+            let only = |these: &str, those: &str| {
+                let missing = these.lines().filter(|line| !those.lines().any(|other| other == *line));
+                missing.collect::<Vec<_>>().join("\n")
+            };
+            let (first, second) = (only(&ours, &theirs), only(&theirs, &ours));
+            wrong.push(format!("{what}, only ours:\n{first}\nonly theirs:\n{second}"));
+        }
+    };
+    for (name, _, phase) in &kinds {
+        for node in ["ours", "theirs"] {
+            let path = format!("{PODS}/{name}-{node}");
+            let settled = |pod: &Value| pod["status"]["phase"] == *phase;
+            cluster.wait(name, LIMIT, |api| Ok(settled(&api.get(&path)?)), shown).unwrap();
+        }
+        compare(&format!("describe {name}"), &|node| {
+            let told = cluster.ask(&["describe", "pod", &format!("{name}-{node}")]).unwrap_or_default();
+            plain_words(&told, node)
+        });
+        compare(&format!("get {name}"), &|node| {
+            let told =
+                cluster.ask(&["get", "pod", &format!("{name}-{node}"), "-o", "wide"]).unwrap_or_default();
+            plain_words(&told, node)
+        });
+    }
+    compare("describe node", &|node| {
+        // Its events depend on how long the harness waited for what.
+        let told = cluster.ask(&["describe", "node", node]).unwrap_or_default();
+        plain_words(told.split("\nEvents:").next().unwrap_or_default(), node)
+    });
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+
+    let mebibytes = |node: &str| {
+        let told = cluster.ask(&["top", "pod", &format!("runs-{node}"), "--no-headers"]).ok()?;
+        told.split_whitespace().last()?.strip_suffix("Mi")?.parse::<i32>().ok()
+    };
+    let both = || Some((mebibytes("ours")?, mebibytes("theirs")?));
+    cluster.wait("kubectl top pod", LIMIT, |_| Ok(both().is_some()), shown).unwrap();
+    let (ours, theirs) = both().unwrap();
+    assert!(ours >= 20 && (ours - theirs).abs() <= 2, "{ours} and {theirs} MiB for a program that holds 20");
+    let nodes = cluster.ask(&["top", "node", "--no-headers"]).unwrap();
+    assert!(!nodes.contains("<unknown>") && nodes.lines().count() == 2, "{nodes}");
+    cluster.down().unwrap();
+}

@@ -24,7 +24,7 @@ pub(crate) fn run(filter: &[&str]) -> Result<()> {
 /// The tests that need a real control plane, which is built first.
 pub(crate) fn with_cluster(filter: &[&str]) -> Result<()> {
     setup::run()?;
-    for names in [CONTROL_PLANE, REFERENCE_NODE] {
+    for names in [CONTROL_PLANE, REFERENCE_NODE, &["metrics-server"]] {
         peers::ensure(names)?;
     }
     let mut command = process::command("cargo", ["test", "--package", "coracle-integration-tests"]);

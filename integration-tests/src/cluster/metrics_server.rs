@@ -25,6 +25,8 @@ pub(super) fn start(cluster: &Cluster) -> Result<()> {
         "--cert-dir=/run/metrics-server".to_owned(),
         format!("--secure-port={PORT}"),
         "--metric-resolution=10s".to_owned(),
+        // Must be less than the resolution.
+        "--kubelet-request-timeout=8s".to_owned(),
     ];
     cluster.control_plane.start_service("metrics-server", &program, &arguments)?;
     for (path, object) in objects(cluster) {

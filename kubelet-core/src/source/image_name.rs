@@ -53,8 +53,7 @@ pub(crate) fn parse_image_name(text: &str) -> Result<ImageName, ImageNameError> 
         _ => ("docker.io", rest),
     };
     let (path, tag) = match remainder.split_once(':') {
-        Some((path, tag)) if is_tag(tag) => (path, Some(tag.to_owned())),
-        Some(_) => return Err(ImageNameError::Format),
+        Some((path, tag)) => (path, Some(tag.to_owned())),
         None => (remainder, None),
     };
     let path = if domain == "docker.io" && !path.contains('/') && !path.is_empty() {
@@ -65,7 +64,10 @@ pub(crate) fn parse_image_name(text: &str) -> Result<ImageName, ImageNameError> 
     if path.bytes().any(|b| b.is_ascii_uppercase()) {
         return Err(ImageNameError::Uppercase(path));
     }
-    if !is_domain(domain) || !path.split('/').all(is_path_component) {
+    if tag.as_deref().is_some_and(|tag| !is_tag(tag))
+        || !is_domain(domain)
+        || !path.split('/').all(is_path_component)
+    {
         return Err(ImageNameError::Format);
     }
     if domain.len() + 1 + path.len() > 255 {
@@ -161,6 +163,7 @@ mod tests {
         for (text, message) in [
             ("", "invalid reference format"),
             ("a b", "invalid reference format"),
+            ("No:Such:Tag", "invalid reference format: repository name (library/No) must be lowercase"),
             ("app:", "invalid reference format"),
             ("app:-x", "invalid reference format"),
             ("app@sha256:12", "invalid reference format"),
