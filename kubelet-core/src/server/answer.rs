@@ -2,7 +2,7 @@
 
 use std::io;
 
-use futures_util::{Stream, StreamExt as _};
+use futures_util::{Stream, StreamExt as _, stream};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
 use hyper::body::{Bytes, Frame};
@@ -27,9 +27,12 @@ pub(super) fn whole(status: u16, content_type: &'static str, body: impl Into<Byt
 /// An answer that comes as it is made. An error cuts it off, so that the client sees that something is missing.
 pub(super) fn streamed(
     content_type: &'static str,
-    stream: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    pieces: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
 ) -> Answer {
-    answer(200, content_type, StreamBody::new(stream.map(|piece| piece.map(Frame::data))).boxed_unsync())
+    // The end goes out by itself: an API server that leads a log on as WebSocket drops what comes together with it.
+    let pause = stream::once(tokio::task::yield_now()).filter_map(|()| async { None });
+    let body = StreamBody::new(pieces.map(|piece| piece.map(Frame::data)).chain(pause));
+    answer(200, content_type, body.boxed_unsync())
 }
 
 /// A value as JSON.
@@ -57,4 +60,20 @@ fn answer(status: u16, content_type: &'static str, body: Body) -> Answer {
     *answer.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_of_a_stream_comes_by_itself() {
+        let mut body = streamed(TEXT, stream::iter([Ok(Bytes::from("a line"))])).into_body();
+        assert!(body.frame().await.is_some());
+        // Not together with the line, so that the line is sent first.
+        assert!(body.frame().now_or_never().is_none());
+        assert!(body.frame().await.is_none());
+    }
 }
