@@ -348,11 +348,18 @@ impl Node {
         }
     }
 
+    /// A command of the same executable against this node.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.executables.coracle);
+        let (name, rest) = arguments.split_at(arguments.len().min(1));
+        command.args(name).arg("--state-dir").arg(&self.state).args(rest).stdin(Stdio::null());
+        command
+    }
+
     /// Runs a command of the same executable against this node and returns what it printed.
     pub fn ask(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = Command::new(&self.executables.coracle);
-        command.args(arguments).arg("--state-dir").arg(&self.state).stdin(Stdio::null());
-        let output = command
+        let output = self
+            .command(arguments)
             .output()
             .with_context(|| format!("cannot start {}", self.executables.coracle.display()))?;
         if !output.status.success() {

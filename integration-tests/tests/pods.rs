@@ -3,6 +3,10 @@
 
 mod support;
 
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::Stdio;
+
 use coracle_integration_tests::repository;
 use support::{Fixture, LIMIT, is_running, pod};
 
@@ -110,6 +114,59 @@ fn settings_change_in_a_running_pod() {
         .unwrap();
     let same = fixture.wait_pod("reader", "it still runs", is_running);
     assert_eq!(same["status"]["containerStatuses"][0]["restartCount"].as_i64().unwrap_or(0), 0);
+    fixture.finish();
+}
+
+#[test]
+fn commands_run_in_a_pod_and_ports_are_forwarded_to_it() {
+    let mut fixture = Fixture::start("streams");
+    fixture.put("web.yaml", &pod("web", &["serve", "8087"], ""));
+    fixture.put("counter.yaml", &pod("counter", &["count", "1"], ""));
+    fixture.wait_pod("web", "it runs", is_running);
+    fixture.wait_pod("counter", "it counts", is_running);
+    let node = &fixture.node;
+
+    let ended = node.command(&["exec", "web", "--", "/example", "exit", "7"]).status().unwrap();
+    assert_eq!(ended.code(), Some(7));
+    assert!(node.ask(&["exec", "web", "--", "/example", "get", "8087"]).unwrap().contains("hello from"));
+    let absent = node.ask(&["exec", "web", "--", "/no/such/program"]).unwrap_err().to_string();
+    assert!(absent.contains("/no/such/program"), "{absent}");
+    let mut echo = node.command(&["exec", "-i", "web", "--", "/example", "echo"]);
+    let mut echo = echo.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let said: Vec<u8> = (0..3_000_000_u32).map(|number| (number / 11) as u8).collect();
+    let (mut stdin, told) = (echo.stdin.take().unwrap(), said.clone());
+    let teller = std::thread::spawn(move || stdin.write_all(&told));
+    let heard = echo.wait_with_output().unwrap();
+    teller.join().unwrap().unwrap();
+    assert!(heard.status.success() && heard.stdout == said, "{} bytes came back", heard.stdout.len());
+
+    let mut attach = node.command(&["attach", "counter"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(attach.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    attach.kill().unwrap();
+    attach.wait().unwrap();
+    assert!(line.chars().any(|letter| letter.is_ascii_digit()), "{line:?}");
+
+    let mut forward = node.command(&["port-forward", "web", ":8087"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(forward.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.split(' ').nth(2).unwrap();
+    let threads: Vec<_> = (0..20)
+        .map(|_| {
+            let mut stream = TcpStream::connect(address).unwrap();
+            std::thread::spawn(move || {
+                stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer).map(|_| answer)
+            })
+        })
+        .collect();
+    let answers: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+    forward.kill().unwrap();
+    forward.wait().unwrap();
+    for answer in answers {
+        assert!(answer.as_ref().is_ok_and(|answer| answer.contains("hello from")), "{answer:?}");
+    }
     fixture.finish();
 }
 

@@ -36,7 +36,7 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
     for names in [CONTROL_PLANE, CONFORMANCE, CNI] {
         peers::ensure(names)?;
     }
-    if request.kinds.contains(&"reference") {
+    if request.kinds.iter().any(|kind| *kind != "coracle") {
         peers::ensure(REFERENCE_NODE)?;
     }
     images::write(&Peers::new(), Set::Conformance, None)?;
@@ -67,7 +67,10 @@ fn parse<'a>(words: &[&'a str]) -> Result<Request<'a>> {
             "--procs" => processes = value,
             "--node" if value == "reference" => kinds = vec!["reference"],
             "--node" if value == "coracle" => kinds = vec!["coracle"],
-            _ => bail!("no such flag: {flag} {value} (--focus, --nodes, --node coracle|reference, --procs)"),
+            "--node" if value == "coracle-on-containerd" => kinds = vec!["coracle-on-containerd"],
+            _ => bail!(
+                "no such flag: {flag} {value} (--focus, --nodes, --node coracle|coracle-on-containerd|reference, --procs)"
+            ),
         }
     }
     let name = focus.unwrap_or("pods");
@@ -95,6 +98,9 @@ fn on(kind: &str, request: &Request<'_>) -> Result<Value> {
     }
     let kind_of_node = match kind {
         "reference" => Kind::Reference,
+        "coracle-on-containerd" => {
+            Kind::CoracleOnContainerd { executables: artifacts::build_or_given()?, flags: Vec::new() }
+        }
         _ => Kind::Coracle { executables: artifacts::build_or_given()?, flags: Vec::new() },
     };
     let mut cluster =

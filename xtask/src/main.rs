@@ -52,7 +52,8 @@ cargo xtask COMMAND
   streaming-peers [FILTER]
                  coracle-streaming against Kubernetes' own clients and streaming server
   conformance    Kubernetes' conformance specs on the reference and on coracle, and where they differ
-                 [--focus sig-node|RE] [--nodes N] [--node coracle|reference] [--procs N]
+                 [--focus sig-node|RE] [--nodes N] [--procs N]
+                 [--node coracle|coracle-on-containerd|reference]
   critest        cri-tools' suite on containerd with runc and on coracle cri, and where they differ
                  [--runtime containerd|coracle] [-- FLAGS of critest]
   dist           one self-contained coracle in target/dist

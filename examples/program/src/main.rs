@@ -8,6 +8,7 @@
 //! `example exit CODE`             ends with CODE
 //! `example open PATH`             opens a file or a device and says whether it may
 //! `example sleep`                 waits for its end without using the processor
+//! `example echo`                  says what it hears, to the end
 //! `example fill MIB`              takes so much memory and waits
 //! `example spawn N`               starts up to N processes, without mercy when one is refused
 //! `example pour PATH MIB`         writes so much into a file, or what there is room for, and waits
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         ["open", path] => open(path),
         ["exit", code] => ExitCode::from(code.parse().unwrap_or(1)),
         ["sleep"] => wait_for_the_end(),
+        ["echo"] => report(std::io::copy(&mut std::io::stdin(), &mut std::io::stdout()).map(drop)),
         ["spawn", count] => spawn(count.parse().unwrap_or(1)),
         ["pour", path, mebibytes] => {
             match pour(path, mebibytes.parse().unwrap_or(1)) {
