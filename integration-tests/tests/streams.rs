@@ -299,6 +299,51 @@ fn streams_of_our_own_runtime() {
     all("streams", &Kind::Coracle { executables: Executables::of_this_build(), flags: flags() });
 }
 
+/// A pod with a user namespace, and volumes that show the owners it expects.
+fn has_user_namespaces(world: &World) {
+    let mut main = container(
+        "main",
+        "cat /proc/self/uid_map; stat -c 'owner %u' /scratch /var/run/secrets/kubernetes.io/serviceaccount/token; \
+         touch /scratch/made /made; id -u; echo done; sleep 1000",
+    );
+    main["volumeMounts"] = json!([{"name": "scratch", "mountPath": "/scratch"}]);
+    let spec = json!({
+        "hostUsers": false, "terminationGracePeriodSeconds": 1, "containers": [main],
+        "volumes": [{"name": "scratch", "emptyDir": {}}],
+    });
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "mapped"}, "spec": spec});
+    world.cluster.api.create(PODS, &pod).unwrap();
+    let mut log = String::new();
+    world
+        .cluster
+        .wait(
+            "the pod says what it sees",
+            LIMIT,
+            |_| {
+                log = world.ask(&["logs", "mapped"], b"").1;
+                Ok(log.contains("done"))
+            },
+            || world.cluster.node("one").unwrap().last_words(),
+        )
+        .unwrap();
+    let mapping: Vec<&str> = log.lines().next().unwrap_or_default().split_whitespace().collect();
+    assert!(mapping.len() == 3 && mapping[0] == "0" && mapping[1] != "0", "{log}");
+    assert_eq!(log.lines().filter(|line| *line == "owner 0").count(), 2, "{log}");
+    assert!(!log.contains("denied"), "{log}");
+}
+
+#[test]
+fn a_stock_kubelet_on_our_runtime() {
+    let world =
+        World::start("kubelet", &Kind::KubeletOnCoracle { executables: Executables::of_this_build() });
+    commands(&world);
+    attachments(&world);
+    forwards(&world);
+    debugs(&world);
+    has_user_namespaces(&world);
+    world.cluster.down().unwrap();
+}
+
 #[test]
 fn streams_of_containerd() {
     let kind = Kind::CoracleOnContainerd { executables: Executables::of_this_build(), flags: flags() };

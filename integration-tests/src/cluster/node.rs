@@ -32,6 +32,11 @@ pub enum Kind {
         /// Further flags of `coracle run`.
         flags: Vec<String>,
     },
+    /// A kubelet with `coracle cri` of these executables as its only runtime.
+    KubeletOnCoracle {
+        /// What is run.
+        executables: Executables,
+    },
 }
 
 /// Where containerd listens on a node.
@@ -43,6 +48,7 @@ impl Kind {
             Self::Reference => "reference",
             Self::Coracle { .. } => "coracle",
             Self::CoracleOnContainerd { .. } => "coracle-on-containerd",
+            Self::KubeletOnCoracle { .. } => "kubelet-on-coracle",
         }
     }
 }
@@ -52,7 +58,7 @@ impl Kind {
 pub struct Node {
     /// Where it runs. Its name is the node's.
     pub machine: Machine,
-    /// `reference`, `coracle` or `coracle-on-containerd`.
+    /// `reference`, `coracle`, `coracle-on-containerd` or `kubelet-on-coracle`.
     pub kind: &'static str,
     pub(super) index: u8,
 }
@@ -68,6 +74,7 @@ impl Node {
         match self.kind {
             "reference" => &["containerd", "kubelet"],
             "coracle-on-containerd" => &["containerd", "coracle"],
+            "kubelet-on-coracle" => &["coracle", "kubelet"],
             _ => &["coracle"],
         }
     }
@@ -110,6 +117,10 @@ pub(super) fn prepare(cluster: &Cluster, node: &Node, kind: &Kind) -> Result<()>
             let flags: Vec<String> =
                 [CONTAINERD.to_owned()].into_iter().chain(flags.iter().cloned()).collect();
             coracle::start(cluster, node, executables, &flags)?;
+        }
+        Kind::KubeletOnCoracle { executables } => {
+            let endpoint = coracle::start_cri(cluster, node, executables)?;
+            reference::start_kubelet(cluster, node, endpoint)?;
         }
     }
     let name = &node.machine.name;

@@ -21,18 +21,28 @@ const KERNEL: &[(&str, &str)] = &[
 /// Starts containerd and the kubelet; the node registers itself.
 pub(super) fn start(cluster: &Cluster, node: &Node) -> Result<()> {
     start_containerd(cluster, node)?;
+    start_kubelet(cluster, node, "unix:///run/containerd/containerd.sock")
+}
+
+/// Starts a kubelet on a runtime that answers at `endpoint`.
+pub(super) fn start_kubelet(cluster: &Cluster, node: &Node, endpoint: &str) -> Result<()> {
     let kubelet = cluster.peers.program("kubelet")?;
-    write(node, "kubelet.yaml", &kubelet_config(cluster))?;
+    write(node, "kubelet.yaml", &kubelet_config(cluster, endpoint))?;
     std::fs::create_dir_all(node.files().join("manifests")).context("cannot create the manifests' folder")?;
-    shield_kernel_settings(node)?;
+    let script = shield_kernel_settings(node)?;
     let arguments = [
+        "--mount".to_owned(),
+        "--propagation=unchanged".to_owned(),
+        "bash".to_owned(),
+        script.to_owned(),
+        kubelet.display().to_string(),
         "--config=/var/lib/node/kubelet.yaml".to_owned(),
         "--bootstrap-kubeconfig=/var/lib/node/bootstrap.kubeconfig".to_owned(),
         "--kubeconfig=/var/lib/kubelet/kubeconfig".to_owned(),
         format!("--hostname-override={}", node.machine.name),
         format!("--node-ip={}", cluster.network.node(node.index)),
     ];
-    node.machine.start_service("kubelet", &kubelet, &arguments)
+    node.machine.start_service("kubelet", Path::new("unshare"), &arguments)
 }
 
 /// Starts containerd and waits until it answers.
@@ -67,18 +77,21 @@ pub(super) fn start_containerd(cluster: &Cluster, node: &Node) -> Result<()> {
         .map(drop)
 }
 
-/// Puts files over the kernel's settings in the node's own view, holding what a kubelet wants to find there, so
-/// that it leaves the machine's alone.
-fn shield_kernel_settings(node: &Node) -> Result<()> {
+/// Writes a script that starts a program with files over the kernel's settings, holding what a kubelet wants to find
+/// there, so that it leaves the machine's alone. Only the kubelet sees them: nobody can mount a /proc for a pod's user
+/// namespace where one that is partly hidden is all there is.
+fn shield_kernel_settings(node: &Node) -> Result<&'static str> {
+    let mut script = "set -e\nmount --make-rprivate /proc\n".to_owned();
     for (name, value) in KERNEL {
         let file = format!("kernel/{}", name.replace('/', "-"));
         write(node, &file, &format!("{value}\n"))?;
         let place = format!("/proc/sys/{name}");
         if Path::new(&place).exists() {
-            node.machine.run(&["mount", "--bind", &format!("/var/lib/node/{file}"), &place])?;
+            script.push_str(&format!("mount --bind /var/lib/node/{file} {place}\n"));
         }
     }
-    Ok(())
+    write(node, "shielded.sh", &(script + "exec \"$@\"\n"))?;
+    Ok("/var/lib/node/shielded.sh")
 }
 
 /// containerd's settings, with a registry for everything in `/var/lib/node/certs.d`.
@@ -109,7 +122,7 @@ conf_dir = "/var/lib/node/net.d"
     )
 }
 
-fn kubelet_config(cluster: &Cluster) -> String {
+fn kubelet_config(cluster: &Cluster, endpoint: &str) -> String {
     format!(
         r#"apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
@@ -123,7 +136,7 @@ failCgroupV1: false
 failSwapOn: false
 clusterDNS: [{}]
 clusterDomain: cluster.local
-containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
+containerRuntimeEndpoint: {endpoint}
 resolvConf: /var/lib/node/resolv.conf
 rotateCertificates: true
 serverTLSBootstrap: true
