@@ -6,7 +6,7 @@ mod service_support;
 
 use std::fs;
 use std::os::fd::AsFd as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -176,6 +176,80 @@ async fn a_client_that_leaves_takes_its_process_along() {
         (!list.contains("sleep 702") && list.contains("sleep 1000")).then_some(())
     })
     .await;
+    drop(session);
+    node.remove_sandbox(&sandbox).await;
+    node.finish().await;
+}
+
+/// Whether a `sleep` of so many seconds runs on this machine.
+fn sleeps(seconds: u32) -> bool {
+    let line = format!("sleep\0{seconds}\0");
+    service_support::entries(Path::new("/proc"))
+        .iter()
+        .any(|process| fs::read(process.join("cmdline")).is_ok_and(|text| text == line.as_bytes()))
+}
+
+/// A runtime that runs commands for clients until it is killed.
+async fn victim(dir: PathBuf, name: &str, id: String, seconds: [u32; 3]) {
+    let config = service_support::configuration(&dir, name);
+    let runtime = coracle_runtime::Runtime::start(config).await.unwrap();
+    let sync = ExecSyncRequest {
+        container_id: id.clone(),
+        cmd: vec!["sleep".into(), seconds[0].to_string()],
+        timeout: 0,
+    };
+    let syncing = runtime.clone();
+    tokio::spawn(async move { syncing.exec_sync(sync).await });
+    let mut held = Vec::new();
+    for (tty, seconds) in [(false, seconds[1]), (true, seconds[2])] {
+        let options = if tty { TERMINAL } else { OUTPUT };
+        let ExecOptions { stdin, stdout, stderr, tty } = options;
+        let cmd = vec!["sleep".into(), seconds.to_string()];
+        let request = ExecRequest { container_id: id.clone(), cmd, tty, stdin, stdout, stderr };
+        held.push(open(&runtime.exec(request).await.unwrap().url, Transport::Spdy, options).await);
+    }
+    let request = AttachRequest { container_id: id, stdout: true, ..Default::default() };
+    let url = runtime.attach(request).await.unwrap().url;
+    held.push(open(&url, Transport::Spdy, ExecOptions { stdout: true, ..ExecOptions::default() }).await);
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test]
+async fn a_killed_runtime_takes_its_commands_along_and_no_container() {
+    const TEST: &str = "a_killed_runtime_takes_its_commands_along_and_no_container";
+    if let Ok(words) = std::env::var("CORACLE_TEST_VICTIM") {
+        let words: Vec<&str> = words.split(' ').collect();
+        let seconds = [3, 4, 5].map(|at: usize| words[at].parse().unwrap());
+        return victim(words[0].into(), words[1], words[2].into(), seconds).await;
+    }
+    let script = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done";
+    let (mut node, sandbox, id) = running(script).await;
+    node.stop().await;
+    // Numbers that no other test's commands have.
+    let seconds = [1, 2, 3].map(|number| number * 10_000_000 + std::process::id());
+    let dir = node.dir.path().display().to_string();
+    let [one, two, three] = seconds;
+    let words = format!("{dir} {} {id} {one} {two} {three}", node.cgroup.trim_start_matches('/'));
+    let mut victim = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", TEST, "--nocapture"])
+        .env("CORACLE_TEST_VICTIM", words)
+        .env("CORACLE_SHIM", service_support::shim())
+        .spawn()
+        .unwrap();
+    until("all commands to run", || async { seconds.iter().all(|one| sleeps(*one)).then_some(()) }).await;
+    victim.kill().unwrap();
+    victim.wait().unwrap();
+    until("no command to run", || async { (!seconds.iter().any(|one| sleeps(*one))).then_some(()) }).await;
+    node.restart().await;
+    assert_eq!(node.status(&id).await.state(), ContainerState::ContainerRunning);
+    // Its output goes on, to its log and to who attaches next.
+    let log = node.status(&id).await.log_path;
+    let before = fs::metadata(&log).unwrap().len();
+    let mut session = attach(&node, &id, OUTPUT).await;
+    let mut some = [0; 8];
+    session.stdout.as_mut().unwrap().read_exact(&mut some).await.unwrap();
+    until("the log to grow", || async { (fs::metadata(&log).unwrap().len() > before).then_some(()) }).await;
+    assert_eq!(node.exec(&id, &["echo", "there"]).await.stdout, b"there\n");
     drop(session);
     node.remove_sandbox(&sandbox).await;
     node.finish().await;
