@@ -39,8 +39,9 @@ use stats::StatsCache;
 
 /// Connections served side by side; the next one waits.
 pub const CONNECTIONS: usize = 256;
-/// Streams open side by side; further ones are refused.
-pub const SESSIONS: usize = 1024;
+/// Streams open side by side; further ones are refused. Each takes up to seven file descriptors where the runtime is in
+/// the same process, of the 1024 that a process usually has.
+pub const SESSIONS: usize = 128;
 
 /// How the kubelet API is served. Names follow the kubelet's configuration.
 pub struct ServerConfig {
