@@ -67,6 +67,10 @@ fn convert(
             None => without_instance(inputs, container, old),
             Some(newest) => {
                 let mut status = of_instance(inputs, container, newest, old);
+                if newest.phase == ContainerPhase::Created {
+                    // A kubelet hardly ever looks between making and starting; events of the runtime make us look.
+                    status.state = blank(inputs, container).state;
+                }
                 if let Some(before) = instances.next() {
                     status.last_state = of_instance(inputs, container, before, old).state;
                 }

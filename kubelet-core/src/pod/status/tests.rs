@@ -117,6 +117,18 @@ fn init_containers_hold_the_phase_at_pending_or_fail_the_pod() {
 }
 
 #[test]
+fn what_is_made_and_not_started_waits_for_a_reason() {
+    let mut pod = pod("Always", &["a"]);
+    let made = |name: &str| vec![instance(name, ContainerPhase::Created, 0)];
+    let reason = |status: &ContainerStatus| status.state.waiting.as_ref().map(|w| w.reason.clone());
+    let status = Case::of(pod.clone(), made("a")).status();
+    assert_eq!(reason(&status.container_statuses[0]).as_deref(), Some("ContainerCreating"));
+    pod.spec.init_containers = vec![container("i")];
+    let status = Case::of(pod, made("i")).status();
+    assert_eq!(reason(&status.init_container_statuses[0]).as_deref(), Some("PodInitializing"));
+}
+
+#[test]
 fn sidecars_count_while_they_run() {
     let mut job = pod("Never", &["a"]);
     job.spec.init_containers = vec![Container { restart_policy: Some("Always".into()), ..container("s") }];
