@@ -7,6 +7,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::Stdio;
 
+use coracle_integration_tests::node::Options;
 use coracle_integration_tests::repository;
 use support::{Fixture, LIMIT, is_running, pod};
 
@@ -182,4 +183,28 @@ fn a_volume_that_outgrows_its_limit_evicts_the_pod() {
     let message = evicted["status"]["message"].as_str().unwrap();
     assert!(message.starts_with("Usage of EmptyDir volume \"data\" exceeds the limit"), "{message}");
     fixture.finish();
+}
+
+#[test]
+fn pods_of_the_folder_run_while_no_server_answers_the_first_join() {
+    let flags = [
+        "--server=https://192.0.2.1:6443",
+        "--token=abcdef.0123456789abcdef",
+        "--ca-cert-hash=sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+    ];
+    let options = Options { flags: flags.map(str::to_owned).to_vec(), ..Options::default() };
+    let mut fixture = Fixture::start_with("alone", options);
+    fixture.put("waits.yaml", &pod("waits", &["sleep"], ""));
+    fixture.wait_pod("waits", "the pod runs before the node has joined", is_running);
+    let ids = |fixture: &Fixture| {
+        fixture.node.pods().unwrap()[0]["status"]["containerStatuses"][0]["containerID"].clone()
+    };
+    let before = ids(&fixture);
+    fixture.node.kill_agent().unwrap();
+    fixture.node.start_agent().unwrap();
+    fixture.wait_pod("waits", "the next agent has adopted it", is_running);
+    assert_eq!(ids(&fixture), before, "the pod was restarted");
+    // Whether the cluster wants a pod is not known, so that none ends unless somebody says so here, and what it
+    // leaves on disk stays for the agent that knows.
+    fixture.node.ask(&["stop-pods"]).unwrap();
 }

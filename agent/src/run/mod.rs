@@ -26,11 +26,12 @@ use anyhow::{Context, Result, bail};
 use coracle_kubelet_core::api::{Pod, PodStatus};
 use coracle_kubelet_core::clock::Clock;
 use coracle_kubelet_core::events::{EventRecorder, EventType};
-use coracle_kubelet_core::kubelet::{Kubelet, PodView};
+use coracle_kubelet_core::kubelet::{Kubelet, KubeletConfig, PodView};
 use coracle_kubelet_core::objects::ObjectSource;
 use coracle_kubelet_core::sandbox_config::pod_log_dir;
-use coracle_kubelet_core::source::{ManifestDir, ManifestDirConfig, PodSet};
+use coracle_kubelet_core::source::{ManifestDir, ManifestDirConfig, ObjectSet, PodSet};
 use rustix::fs::FlockOperation;
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -50,6 +51,8 @@ pub(crate) use self::addresses::node_name;
 pub(crate) const DRAIN_LIMIT: Duration = Duration::from_secs(20);
 /// How long the lock of an agent that is gone may outlast it.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+/// A join that takes longer does not keep the pods of the folder waiting.
+const JOIN_PATIENCE: Duration = Duration::from_secs(3);
 /// Blocking calls side by side; their threads end after some idle seconds.
 const BLOCKING_THREADS: usize = 8;
 
@@ -183,22 +186,44 @@ async fn supervise(settings: Settings) -> Result<()> {
     let source =
         folder(settings.manifests.clone(), settings.node_name.clone(), settings.cluster.is_none()).await?;
     let folder_pods = source.as_ref().map_or_else(|| watch::channel(PodSet::default()).1, ManifestDir::pods);
-    let log_root = settings.kubelet.resources.log_root.clone();
     let mut config = settings.kubelet;
     config.last_statuses = last_statuses(&settings.state_dir);
     if let Some(driver) = engine.cgroup_driver().await {
         config.resources.cgroup_driver = driver;
     }
+    let scene = Scene {
+        listener: Arc::new(listener),
+        state_dir: settings.state_dir.clone(),
+        log_root: config.resources.log_root.clone(),
+        engine: engine.clone(),
+    };
     let mut tie = match settings.cluster {
         None => None,
         Some(cluster) => {
             let begun = Tie::begin(cluster, settings.node_ip, folder_pods.clone());
-            tokio::select! {
-                // Cancel-safe: a join that is cut off is begun anew by the next start.
-                tie = begun => Some(tie?),
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
+            tokio::pin!(begun);
+            let mut alone: Option<Life> = None;
+            let tie = loop {
+                tokio::select! {
+                    // Cancel-safe: a join that is cut off is begun anew by the next start.
+                    tie = &mut begun => break tie?,
+                    // Cancel-safe: a timer. Without a network the first join takes as long as it takes.
+                    () = tokio::time::sleep(JOIN_PATIENCE), if alone.is_none() => {
+                        let objects = objects_of(source.as_ref());
+                        // Which pods the cluster wants here is not known: nothing is taken for unwanted.
+                        let config = KubeletConfig { sources_seen: Some(watch::channel(false).1), ..config.clone() };
+                        alone = Some(scene.begin(config, folder_pods.clone(), objects).await?);
+                        tracing::warn!("the node has not joined yet; the pods of its folder run meanwhile");
+                    }
+                    _ = terminate.recv() => return leave(alone, engine).await,
+                    _ = interrupt.recv() => return leave(alone, engine).await,
+                }
+            };
+            if let Some(alone) = alone {
+                alone.end().await;
+                config.last_statuses = last_statuses(&settings.state_dir);
             }
+            Some(tie)
         }
     };
     let (pods, objects): (_, Arc<dyn ObjectSource>) = match (&tie, &source) {
@@ -209,18 +234,11 @@ async fn supervise(settings: Settings) -> Result<()> {
         (None, Some(source)) => (folder_pods, source.objects()),
         (None, None) => bail!("nothing says what to run"),
     };
-    let kubelet =
-        Kubelet::start(config, engine.runtime.clone(), engine.images.clone(), pods, objects).await?;
+    let life = scene.begin(config, pods, objects).await?;
     if let Some(tie) = &mut tie {
-        tie.follow(&kubelet, &engine).await?;
+        tie.follow(&life.node.kubelet, &engine).await?;
     }
-    let events = kubelet.events().clone();
-    events.node(&settings.node_name, EventType::Normal, "Starting", "Starting coracle.".to_owned());
-    let node = Arc::new(Node { kubelet, engine: engine.clone(), events, log_root });
-    let mut tasks = JoinSet::new();
-    tasks.spawn(serve::serve(listener, node.clone()));
-    tasks.spawn(recorder::record(settings.state_dir.clone(), node.clone()));
-    notify::send("READY=1");
+    life.node.events.node(&settings.node_name, EventType::Normal, "Starting", "Starting coracle.".to_owned());
     tracing::info!(
         node = %settings.node_name,
         address = %settings.node_ip,
@@ -237,12 +255,68 @@ async fn supervise(settings: Settings) -> Result<()> {
     notify::send("STOPPING=1");
     drop(source);
     drop(tie);
-    tasks.shutdown().await;
-    if let Some(node) = Arc::into_inner(node)
-        && tokio::time::timeout(DRAIN_LIMIT, node.kubelet.drain()).await.is_err()
-    {
-        tracing::warn!("work on some pods was under way; the next start goes on with it");
+    leave(Some(life), engine).await
+}
+
+/// What every life of the kubelet in this process has in common.
+struct Scene {
+    listener: Arc<UnixListener>,
+    state_dir: PathBuf,
+    log_root: PathBuf,
+    engine: Engine,
+}
+
+impl Scene {
+    /// Starts a kubelet, and what answers commands and writes records from it.
+    async fn begin(
+        &self,
+        config: KubeletConfig,
+        pods: watch::Receiver<PodSet>,
+        objects: Arc<dyn ObjectSource>,
+    ) -> Result<Life> {
+        let (runtime, images) = (self.engine.runtime.clone(), self.engine.images.clone());
+        let kubelet = Kubelet::start(config, runtime, images, pods, objects).await?;
+        let events = kubelet.events().clone();
+        let log_root = self.log_root.clone();
+        let node = Arc::new(Node { kubelet, engine: self.engine.clone(), events, log_root });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(serve::serve(self.listener.clone(), node.clone()));
+        tasks.spawn(recorder::record(self.state_dir.clone(), node.clone()));
+        notify::send("READY=1");
+        Ok(Life { node, tasks })
+    }
+}
+
+/// A kubelet that runs. There are two after one another when the node joins later than it starts.
+struct Life {
+    node: Arc<Node>,
+    tasks: JoinSet<()>,
+}
+
+impl Life {
+    /// Finishes what is under way; the pods run on.
+    async fn end(mut self) {
+        self.tasks.shutdown().await;
+        if let Some(node) = Arc::into_inner(self.node)
+            && tokio::time::timeout(DRAIN_LIMIT, node.kubelet.drain()).await.is_err()
+        {
+            tracing::warn!("work on some pods was under way; the next start goes on with it");
+        }
+    }
+}
+
+async fn leave(life: Option<Life>, engine: Engine) -> Result<()> {
+    if let Some(life) = life {
+        life.end().await;
     }
     engine.close(DRAIN_LIMIT).await;
     Ok(())
+}
+
+/// The objects of the folder; none without one.
+fn objects_of(folder: Option<&ManifestDir>) -> Arc<dyn ObjectSource> {
+    match folder {
+        Some(folder) => folder.objects(),
+        None => Arc::new(ObjectSet::default()),
+    }
 }

@@ -44,7 +44,7 @@ pub(super) fn bind(state_dir: &Path) -> Result<UnixListener> {
 }
 
 /// Serves until the future is dropped; that ends every connection too.
-pub(super) async fn serve(listener: UnixListener, node: Arc<Node>) {
+pub(super) async fn serve(listener: Arc<UnixListener>, node: Arc<Node>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
