@@ -21,7 +21,8 @@ use crate::kubeconfig::{Content, Kubeconfig};
 use crate::tls::{self, Trust};
 use crate::token::{CaHash, Token};
 
-/// A new token's signature comes a little later than the token: so long is waited for it.
+/// A new token's signature comes a little later than the token, and an API server that has just started refuses to
+/// everybody what its roles will allow: so long is waited for both.
 const SIGNATURE: Duration = Duration::from_secs(15);
 
 /// What is known of the cluster now.
@@ -78,7 +79,15 @@ async fn signed(
     let deadline = tokio::time::Instant::now() + SIGNATURE.min(wait);
     loop {
         let info = retry(wait, || cluster.get::<ConfigMap>(Some("kube-public"), "cluster-info")).await;
-        let info = info.map_err(|error| explain(servers, error))?;
+        let info = match info.map_err(|error| explain(servers, error)) {
+            Err(JoinError::Anonymous { .. } | JoinError::NoClusterInfo { .. })
+                if tokio::time::Instant::now() < deadline =>
+            {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+            info => info?,
+        };
         let text = info
             .data
             .get("kubeconfig")
