@@ -321,7 +321,11 @@ impl Node {
         .await;
         self.stop().await;
         let state = fs::canonicalize(&self.config.state).unwrap();
-        let _ = Command::new("umount").arg("-l").arg(&state).status();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let here =
+            |line: &str| line.split(' ').nth(4).is_some_and(|point| Path::new(point).starts_with(&state));
+        let left: Vec<&str> = mounts.lines().filter(|line| here(line)).collect();
+        assert!(left.is_empty(), "a runtime that holds nothing leaves {left:?}");
         for tree in entries(Path::new("/sys/fs/cgroup")) {
             remove_cgroup(&tree.join(self.cgroup.trim_start_matches('/')));
         }
