@@ -9,7 +9,7 @@ use coracle_integration_tests::{Executables, images};
 
 use crate::{artifacts, peers, setup};
 
-const USAGE: &str = "cluster up | status | down | metrics-server | kill MACHINE SERVICE | start MACHINE SERVICE | node add --reference | --coracle [-- FLAG…] | node exec NODE COMMAND… | node remove NODE  [--cluster NAME]";
+const USAGE: &str = "cluster up | status | down | metrics-server | kill MACHINE SERVICE | start MACHINE SERVICE | node add --reference | --coracle [-- FLAG…] | node exec NODE [--cluster NAME] COMMAND… | node remove NODE  [--cluster NAME]";
 
 /// Runs one of the subcommands.
 pub(crate) fn run(words: &[&str]) -> Result<()> {
@@ -31,9 +31,14 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
         ["node", "remove", node, rest @ ..] => {
             Cluster::open(option(rest, "--cluster")?.unwrap_or("test"))?.remove_node(node)
         }
-        ["kill", machine, service] => on_machine(machine, |machine| machine.kill_service(service)),
-        ["start", machine, service] => on_machine(machine, |machine| machine.start_service_again(service)),
-        ["node", "exec", node, command @ ..] => exec(node, command),
+        ["kill", machine, service, rest @ ..] => {
+            on_machine(rest, machine, |machine| machine.kill_service(service))
+        }
+        ["start", machine, service, rest @ ..] => {
+            on_machine(rest, machine, |machine| machine.start_service_again(service))
+        }
+        ["node", "exec", node, "--cluster", name, command @ ..] => exec(&["--cluster", name], node, command),
+        ["node", "exec", node, command @ ..] => exec(&[], node, command),
         other => bail!("no such command: cluster {}\n{USAGE}", other.join(" ")),
     }
 }
@@ -133,9 +138,9 @@ fn add(words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn exec(node: &str, command: &[&str]) -> Result<()> {
+fn exec(cluster: &[&str], node: &str, command: &[&str]) -> Result<()> {
     let (program, arguments) = command.split_first().context("which command?")?;
-    on_machine(node, |machine| {
+    on_machine(cluster, node, |machine| {
         let status =
             machine.command(program).args(arguments).stdin(std::process::Stdio::inherit()).status()?;
         if !status.success() {
@@ -146,7 +151,7 @@ fn exec(node: &str, command: &[&str]) -> Result<()> {
 }
 
 /// Does something with a node's machine or the control plane's.
-fn on_machine(name: &str, work: impl FnOnce(&Machine) -> Result<()>) -> Result<()> {
-    let cluster = Cluster::open("test")?;
+fn on_machine(options: &[&str], name: &str, work: impl FnOnce(&Machine) -> Result<()>) -> Result<()> {
+    let cluster = Cluster::open(option(options, "--cluster")?.unwrap_or("test"))?;
     work(if name == "control-plane" { cluster.control_plane() } else { &cluster.node(name)?.machine })
 }
