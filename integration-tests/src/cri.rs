@@ -141,6 +141,12 @@ impl Stand {
         }
     }
 
+    /// The runtime's CRI endpoint as processes outside the machine reach it.
+    pub fn endpoint_from_outside(&self) -> String {
+        let path = self.runtime.endpoint().trim_start_matches("unix://");
+        format!("unix://{}", self.machine.path_inside(Path::new(path)).display())
+    }
+
     /// What the runtime has said last.
     pub fn last_words(&self) -> String {
         self.machine.last_words(self.runtime.name(), 20)

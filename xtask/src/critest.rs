@@ -27,8 +27,7 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
     }
     let peers = Peers::new();
     let folder = process::target_dir().join("suites").join("critest");
-    let digest = images::write_for_critest(&peers, &folder)?;
-    let suite = with_digest(&peers.program("critest")?, &folder, &digest)?;
+    let suite = prepare(&peers, &folder)?;
     // Chosen specs must not pass for the whole suite.
     let name = if further.is_empty() { "critest.json" } else { "critest-chosen.json" };
     let path = process::target_dir().join("suites").join(name);
@@ -64,6 +63,12 @@ fn parse<'a>(words: &[&'a str]) -> Result<(Vec<&'static str>, Vec<&'a str>)> {
     }
     let further = rest.iter().skip_while(|word| **word == "--").copied().collect();
     Ok((names, further))
+}
+
+/// Writes the images that the suite pulls, and returns a copy of it that knows them.
+pub(crate) fn prepare(peers: &Peers, folder: &Path) -> Result<PathBuf> {
+    let digest = images::write_for_critest(peers, folder)?;
+    with_digest(&peers.program("critest")?, folder, &digest)
 }
 
 /// A copy of the suite that knows the digest of our image.

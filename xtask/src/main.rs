@@ -37,6 +37,8 @@ cargo xtask COMMAND
   bench local    pods from a folder: memory, idle cost, start times
   bench node     a joined node beside kubelet and containerd: memory, idle cost, start times [--node KIND]
   bench pull     pull and unpack of a 200 MB image beside Debian's containerd
+  bench runtime  coracle cri beside containerd with runc: every call alone and 50 side by side, memory per pod,
+                 critest's own benchmarks
   peers [NAME…]  build a real control plane and a stock node from Go modules, into a cache outside the tree
   cluster up     start a control plane and print how to reach and join it [--cluster NAME]
   cluster status show the clusters of this machine and their nodes
@@ -84,6 +86,7 @@ fn main() -> Result<()> {
         ["bench", "local"] => bench::local::run(),
         ["bench", "node", words @ ..] => bench::node::run(words),
         ["bench", "pull"] => bench::pull::run(),
+        ["bench", "runtime", words @ ..] => bench::runtime::run(words),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             Ok(())

@@ -111,6 +111,12 @@ impl Machine {
         start_time(self.init) == Some(self.begun)
     }
 
+    /// Where the rest of the machine finds a path that this one has, such as a socket in its /run.
+    pub fn path_inside(&self, path: &Path) -> PathBuf {
+        let root = PathBuf::from(format!("/proc/{}/root", self.init));
+        root.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
     /// The process id of its init, for links that are to be put into its network.
     pub(super) fn init(&self) -> u32 {
         self.init

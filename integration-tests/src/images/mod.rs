@@ -70,6 +70,29 @@ pub fn write_for_critest(peers: &Peers, folder: &Path) -> Result<String> {
     critest::write(&Storage::at(&self::folder()), peers, folder)
 }
 
+/// What the names of the images begin with that [`write_for_pulls`] writes.
+pub const PULLED: &str = "registry.k8s.io/coracle/pulled-";
+
+/// Writes images for a bench of pulls, numbered from 0 on: each a gzip layer of its own, as registries serve them, with
+/// a program and some hundred files.
+pub fn write_for_pulls(peers: &Peers, example: &Path, count: u32) -> Result<()> {
+    write(peers, Set::Basic, Some(example))?;
+    let storage = Storage::at(&folder()).with_gzip();
+    for number in 0..count {
+        let name = format!("coracle/pulled-{number}:1");
+        storage.add(&[&name], &[example], || {
+            let mut rootfs = Rootfs::new();
+            rootfs.program("example", example)?;
+            for file in 0..200_u32 {
+                let text = format!("file {file} of image {number}\n").repeat(64);
+                rootfs.file(&format!("data/{}/{file}", file % 10), text.as_bytes(), 0o644)?;
+            }
+            Ok((rootfs, json!({"Entrypoint": ["/example"], "Cmd": ["sleep"], "Labels": {"name": name}})))
+        })?;
+    }
+    Ok(())
+}
+
 fn conformance(storage: &Storage, peers: &Peers) -> Result<()> {
     let (agnhost, busybox, bash) =
         (peers.program("agnhost")?, PathBuf::from("/bin/busybox"), PathBuf::from("/bin/bash-static"));

@@ -3,6 +3,7 @@
 //! Layout: docker/registry/v2 with `blobs` by digest and `repositories` of links to them, as the registry's
 //! documentation of its file system driver has it. An image is written again when what it is made of has changed.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -19,16 +20,23 @@ const RECIPE: u32 = 4;
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// The storage of a registry.
 pub(super) struct Storage {
     folder: PathBuf,
+    gzip: bool,
 }
 
 impl Storage {
     /// The storage in a folder.
     pub(super) fn at(folder: &Path) -> Self {
-        Self { folder: folder.to_owned() }
+        Self { folder: folder.to_owned(), gzip: false }
+    }
+
+    /// The same with compressed layers.
+    pub(super) fn with_gzip(self) -> Self {
+        Self { gzip: true, ..self }
     }
 
     /// Adds an image under `REPOSITORY:TAG` names, unless it is there and made of the same files.
@@ -44,13 +52,18 @@ impl Storage {
             return Ok(());
         }
         let (rootfs, config) = make().with_context(|| format!("cannot make the image {}", names[0]))?;
-        let layer = self.blob(&rootfs.finish()?)?;
-        let config = self.blob(&serde_json::to_vec(&configuration(&config, &layer.digest))?)?;
+        let archive = rootfs.finish()?;
+        let config = configuration(&config, &hex::encode(Sha256::digest(&archive)));
+        let (layer, layer_type) = match self.gzip {
+            true => (self.blob(&gzip(&archive)?)?, LAYER_GZIP),
+            false => (self.blob(&archive)?, LAYER),
+        };
+        let config = self.blob(&serde_json::to_vec(&config)?)?;
         let manifest = self.blob(&serde_json::to_vec(&json!({
             "schemaVersion": 2,
             "mediaType": MANIFEST,
             "config": config.descriptor(CONFIG),
-            "layers": [layer.descriptor(LAYER)],
+            "layers": [layer.descriptor(layer_type)],
         }))?)?;
         for name in names {
             let (repository, tag) = name.rsplit_once(':').context("an image has a tag")?;
@@ -103,6 +116,12 @@ impl Blob {
     fn descriptor(&self, media_type: &str) -> Value {
         json!({"mediaType": media_type, "digest": format!("sha256:{}", self.digest), "size": self.size})
     }
+}
+
+fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(bytes).context("cannot compress a layer")?;
+    encoder.finish().context("cannot compress a layer")
 }
 
 /// What tells one state of the inputs from another.

@@ -4,6 +4,7 @@
 pub(crate) mod local;
 pub(crate) mod node;
 pub(crate) mod pull;
+pub(crate) mod runtime;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -44,14 +45,14 @@ impl Report {
         let at = at.into();
         let shown = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
         let place = at.as_str().map_or_else(|| at.to_string(), str::to_owned);
-        println!("{measure:<20} {place:>14} {:>12} {:>12} {unit}", shown(ours), shown(reference));
+        println!("{measure:<32} {place:>14} {:>12} {:>12} {unit}", shown(ours), shown(reference));
         self.rows
             .push(json!({"measure": measure, "unit": unit, "at": at, "ours": ours, "reference": reference}));
     }
 
     /// Prints the head of the table.
     pub(crate) fn head(&self) {
-        println!("{:<20} {:>14} {:>12} {:>12}", "measure", "at", "ours", "reference");
+        println!("{:<32} {:>14} {:>12} {:>12}", "measure", "at", "ours", "reference");
     }
 
     /// Writes the file.
