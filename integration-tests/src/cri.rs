@@ -12,6 +12,8 @@ use serde_json::json;
 use crate::Executables;
 use crate::cluster::machine::Machine;
 use crate::cluster::{Lifetime, conflist, containerd_config};
+use crate::containerd::Release;
+use crate::example_image;
 use crate::peers::Peers;
 
 /// Addresses of pods.
@@ -26,13 +28,15 @@ pub enum Runtime {
     Containerd,
     /// `coracle cri` of these executables.
     Coracle(Executables),
+    /// A containerd that has our shim as the handler `coracle`, and the example image for sandboxes.
+    ContainerdWithShim(Release, Executables),
 }
 
 impl Runtime {
     /// Its name, which is its service's too.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Containerd => "containerd",
+            Self::Containerd | Self::ContainerdWithShim(..) => "containerd",
             Self::Coracle(_) => "coracle",
         }
     }
@@ -40,7 +44,7 @@ impl Runtime {
     /// Where it serves CRI in its machine.
     pub fn endpoint(&self) -> &'static str {
         match self {
-            Self::Containerd => "unix:///run/containerd/containerd.sock",
+            Self::Containerd | Self::ContainerdWithShim(..) => "unix:///run/containerd/containerd.sock",
             Self::Coracle(_) => "unix:///run/coracle/cri.sock",
         }
     }
@@ -70,13 +74,16 @@ impl Stand {
         match &stand.runtime {
             Runtime::Containerd => stand.start_containerd(plugins)?,
             Runtime::Coracle(executables) => stand.start_coracle(executables, plugins)?,
+            Runtime::ContainerdWithShim(release, executables) => {
+                stand.start_with_shim(*release, executables, plugins)?;
+            }
         }
         stand.wait_for(&peers)?;
         Ok(stand)
     }
 
     /// Writes a file, which the machine has under /var/lib/node.
-    fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
+    pub fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
         let path = self.machine.folder.join("lib/node").join(name);
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
@@ -110,6 +117,44 @@ impl Stand {
             "--config=/var/lib/node/containerd.toml".to_owned(),
         ];
         self.machine.start_service("containerd", Path::new("env"), &arguments)
+    }
+
+    fn start_with_shim(&self, release: Release, executables: &Executables, plugins: &Path) -> Result<()> {
+        let programs = match release {
+            Release::Debian => Path::new("/usr/bin"),
+            Release::Newest => plugins,
+        };
+        self.write("containerd.toml", &config_with_shim(release, programs, plugins))?;
+        let folder = self.machine.folder.join("lib/node/bin");
+        std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        // containerd finds a shim by its name among the programs.
+        std::fs::copy(&executables.shim, folder.join("containerd-shim-coracle-v1"))
+            .context("cannot install the shim")?;
+        let arguments = [
+            format!("PATH=/var/lib/node/bin:{}:/usr/sbin:/usr/bin:/sbin:/bin", programs.display()),
+            programs.join("containerd").display().to_string(),
+            "--config=/var/lib/node/containerd.toml".to_owned(),
+        ];
+        self.machine.start_service("containerd", Path::new("env"), &arguments)
+    }
+
+    /// Adds the images of an archive to a containerd.
+    pub fn import(&self, archive: &Path) -> Result<()> {
+        let ctr = match &self.runtime {
+            Runtime::ContainerdWithShim(Release::Debian, _) => PathBuf::from("ctr"),
+            _ => Peers::new().program("ctr")?,
+        };
+        let (ctr, archive) = (ctr.display().to_string(), archive.display().to_string());
+        self.machine.run(&[&ctr, "--namespace", "k8s.io", "images", "import", &archive]).map(drop)
+    }
+
+    /// Runs crictl in the machine and returns what it printed.
+    pub fn crictl(&self, words: &[&str]) -> Result<String> {
+        let crictl = Peers::new().program("crictl")?.display().to_string();
+        let endpoint = self.runtime.endpoint();
+        let head =
+            [&crictl, "--runtime-endpoint", endpoint, "--image-endpoint", endpoint, "--timeout", "60s"];
+        self.machine.run(&head.into_iter().chain(words.iter().copied()).collect::<Vec<_>>())
     }
 
     fn start_coracle(&self, executables: &Executables, plugins: &Path) -> Result<()> {
@@ -151,4 +196,47 @@ impl Stand {
     pub fn last_words(&self) -> String {
         self.machine.last_words(self.runtime.name(), 20)
     }
+}
+
+/// containerd's settings with our shim as a handler beside runc's own.
+fn config_with_shim(release: Release, programs: &Path, plugins: &Path) -> String {
+    let (programs, plugins, sandbox) = (programs.display(), plugins.display(), example_image::NAME);
+    let head = "root = \"/var/lib/containerd\"\nstate = \"/run/containerd\"\n\
+                [grpc]\naddress = \"/run/containerd/containerd.sock\"\n";
+    let (version, images, cri, bin) = match release {
+        Release::Debian => {
+            let cri = "io.containerd.grpc.v1.cri";
+            (
+                2,
+                format!("[plugins.'{cri}']\nsandbox_image = '{sandbox}'\n"),
+                cri,
+                format!("bin_dir = '{plugins}'"),
+            )
+        }
+        Release::Newest => {
+            let cri = "io.containerd.cri.v1.runtime";
+            let images = format!(
+                "[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = '{sandbox}'\n\
+                                  [plugins.'{cri}']\n"
+            );
+            (3, images, cri, format!("bin_dirs = ['{plugins}']"))
+        }
+    };
+    format!(
+        r#"version = {version}
+{head}
+{images}
+disable_apparmor = true
+restrict_oom_score_adj = true
+[plugins.'{cri}'.containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins.'{cri}'.containerd.runtimes.coracle]
+runtime_type = "io.containerd.coracle.v1"
+[plugins.'{cri}'.containerd.runtimes.coracle.options]
+BinaryName = "{programs}/runc"
+[plugins.'{cri}'.cni]
+{bin}
+conf_dir = "/var/lib/node/net.d"
+"#
+    )
 }

@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use crate::containerd::{Action, Command};
+
 /// What this process is to be.
 #[derive(Debug)]
 pub(crate) enum Role {
@@ -10,6 +12,8 @@ pub(crate) enum Role {
     Serve(Serve),
     /// The first process of a shared PID namespace.
     Hold,
+    /// What containerd asks for.
+    Containerd(Command),
     /// Prints the release.
     Version,
 }
@@ -41,6 +45,9 @@ usage: coracle-shim serve --socket PATH --id SANDBOX --maker PATH [--maker-arg A
                           [--systemd-cgroup] [--cgroup PATH] [--log FILE] [--foreground]
        coracle-shim hold
        coracle-shim version
+       containerd-shim-coracle-v1 -namespace NAME -id CONTAINER -address SOCKET [-publish-binary PATH] [-bundle DIR]
+                          [-debug] start|delete
+       containerd-shim-coracle-v1 -info
 ";
 
 /// Arguments that name no role.
@@ -66,7 +73,8 @@ pub(crate) fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Rol
     match command.to_str() {
         Some("serve") => serve(arguments).map(Role::Serve),
         Some("hold") => Ok(Role::Hold),
-        Some("version" | "--version" | "-v") => Ok(Role::Version),
+        Some("version" | "--version" | "-version" | "-v") => Ok(Role::Version),
+        Some(option) if option.starts_with('-') => containerd(command, arguments).map(Role::Containerd),
         _ => Err(ArgsError::Unknown(command)),
     }
 }
@@ -105,6 +113,49 @@ fn serve(mut arguments: impl Iterator<Item = OsString>) -> Result<Serve, ArgsErr
     })
 }
 
+/// containerd's arguments, written as Go's programs take them: options with one dash or two, then the action.
+fn containerd(first: OsString, rest: impl Iterator<Item = OsString>) -> Result<Command, ArgsError> {
+    let mut arguments = std::iter::once(first).chain(rest);
+    let (mut namespace, mut id, mut address, mut bundle) = (None, None, None, None);
+    let mut action = None;
+    while let Some(word) = arguments.next() {
+        let text = word.to_str().ok_or(ArgsError::NotText("an argument"))?;
+        let Some(option) = text.strip_prefix('-') else {
+            action = Some(match text {
+                "start" => Action::Start,
+                "delete" => Action::Delete,
+                _ => return Err(ArgsError::Unknown(word)),
+            });
+            break;
+        };
+        let option = option.strip_prefix('-').unwrap_or(option);
+        let (name, given) = match option.split_once('=') {
+            Some((name, value)) => (name, Some(OsString::from(value))),
+            None => (option, None),
+        };
+        let mut value = |name| given.clone().or_else(|| arguments.next()).ok_or(ArgsError::NoValue(name));
+        let text = |name, value: OsString| value.into_string().map_err(|_| ArgsError::NotText(name));
+        match name {
+            "namespace" => namespace = Some(text("-namespace", value("-namespace")?)?),
+            "id" => id = Some(text("-id", value("-id")?)?),
+            "address" => address = Some(text("-address", value("-address")?)?),
+            "bundle" => bundle = Some(absolute("-bundle", Some(value("-bundle")?))?),
+            // Events go over a socket, and there is no second socket for finding faults.
+            "publish-binary" | "socket" | "debug-socket" => drop(value("-publish-binary")?),
+            "debug" => {}
+            "info" => action = Some(Action::Info),
+            _ => return Err(ArgsError::Unknown(word)),
+        }
+    }
+    let action = action.ok_or(ArgsError::NoCommand)?;
+    if action != Action::Info {
+        namespace.as_deref().filter(|name| !name.is_empty()).ok_or(ArgsError::Missing("-namespace"))?;
+        id.as_deref().filter(|id| !id.is_empty()).ok_or(ArgsError::Missing("-id"))?;
+    }
+    let (namespace, id) = (namespace.unwrap_or_default(), id.unwrap_or_default());
+    Ok(Command { action, namespace, id, address: address.unwrap_or_default(), bundle })
+}
+
 /// The shim's working folder is `/`, so that it keeps no mount busy: a relative path would change its meaning.
 fn absolute(name: &'static str, value: Option<OsString>) -> Result<PathBuf, ArgsError> {
     let path = PathBuf::from(value.ok_or(ArgsError::Missing(name))?);
@@ -127,6 +178,27 @@ mod tests {
         assert_eq!(serve.maker, ["/bin/coracle", "oci"]);
         assert_eq!((serve.id.as_str(), serve.cgroup.as_deref()), ("p", Some("/c")));
         assert!(!serve.systemd_cgroup && !serve.foreground);
+    }
+
+    #[test]
+    fn containerd_calls_it_in_its_own_way() {
+        let line =
+            "-namespace k8s.io -address /run/c.sock -publish-binary /bin/containerd -id pod -debug start";
+        let Role::Containerd(start) = parse_words(line).unwrap() else { panic!("not containerd's") };
+        assert_eq!(
+            (start.action, start.namespace.as_str(), start.id.as_str()),
+            (Action::Start, "k8s.io", "pod")
+        );
+        let Role::Containerd(delete) = parse_words("--id=a --namespace=n -bundle /b delete").unwrap() else {
+            panic!("not containerd's")
+        };
+        assert_eq!(
+            (delete.action, delete.bundle.as_deref()),
+            (Action::Delete, Some(std::path::Path::new("/b")))
+        );
+        assert!(matches!(parse_words("-info"), Ok(Role::Containerd(Command { action: Action::Info, .. }))));
+        assert_eq!(parse_words("-namespace n start").unwrap_err().to_string(), "-id is missing");
+        assert_eq!(parse_words("-namespace n -id i").unwrap_err().to_string(), "no command");
     }
 
     #[test]

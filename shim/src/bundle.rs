@@ -1,5 +1,6 @@
 //! What the shim reads in an OCI bundle. Called when a container is created; blocks only on a small file.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -33,6 +34,21 @@ struct Namespace {
     #[serde(rename = "type")]
     kind: String,
     path: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+struct Annotated {
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+}
+
+/// The sandbox that a CRI runtime's container belongs to.
+const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
+
+/// Whose containers share a shim with that of this bundle.
+pub(crate) fn group(bundle: &Path) -> Option<String> {
+    let text = fs::read(bundle.join("config.json")).ok()?;
+    serde_json::from_slice::<Annotated>(&text).ok()?.annotations.remove(SANDBOX)
 }
 
 /// Reads a bundle. A config.json that is not understood is the maker's to refuse.

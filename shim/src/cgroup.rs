@@ -73,19 +73,19 @@ fn own_cgroups() -> String {
 
 /// One line of `/proc/PID/cgroup`: `hierarchy:controllers:path`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Line<'a> {
+pub(crate) struct Line<'a> {
     controllers: &'a str,
-    path: &'a str,
+    pub(crate) path: &'a str,
 }
 
 impl<'a> Line<'a> {
-    fn parse(line: &'a str) -> Option<Self> {
+    pub(crate) fn parse(line: &'a str) -> Option<Self> {
         let mut parts = line.splitn(3, ':').skip(1);
         Some(Self { controllers: parts.next()?, path: parts.next()? })
     }
 
     /// Where this hierarchy is mounted.
-    fn mount(&self) -> Option<PathBuf> {
+    pub(crate) fn mount(&self) -> Option<PathBuf> {
         let root = Path::new(ROOT);
         let candidates = match self.controllers {
             "" => [root.to_path_buf(), root.join("unified")],
@@ -98,7 +98,7 @@ impl<'a> Line<'a> {
         candidates.into_iter().find(|candidate| candidate.join(file).exists())
     }
 
-    fn has(&self, controller: &str) -> bool {
+    pub(crate) fn has(&self, controller: &str) -> bool {
         self.controllers.split(',').any(|name| name == controller)
     }
 }

@@ -116,6 +116,8 @@ pub(crate) struct Container {
     /// The container's cgroup, if its creation is what makes it.
     pub(crate) fresh_cgroup: Option<Fresh>,
     pub(crate) oom: bool,
+    /// Whether its root was mounted here.
+    pub(crate) mounted: bool,
 }
 
 impl Container {
@@ -132,6 +134,7 @@ impl Container {
             facts,
             fresh_cgroup: None,
             oom: false,
+            mounted: false,
         }
     }
 

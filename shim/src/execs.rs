@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::Path;
 
-use coracle_shim::protocol::{Code, Empty, Status, task};
+use coracle_shim::protocol::{Code, Empty, Status, events, task};
 
 use crate::connection::ReplyTo;
 use crate::container::{Phase, Process};
@@ -54,6 +54,10 @@ impl Shim {
             process.owner = Some(reply.connection);
         }
         container.execs.push(process);
+        self.announce(&events::TaskExecAdded {
+            container_id: request.id.clone(),
+            exec_id: request.exec_id.clone(),
+        });
         self.reply_message(reply, &Empty {});
         Ok(())
     }
@@ -173,6 +177,11 @@ impl Shim {
                     exec.spec = Vec::new();
                 }
                 self.start_streams(id, exec_id);
+                self.announce(&events::TaskExecStarted {
+                    container_id: id.to_owned(),
+                    exec_id: exec_id.to_owned(),
+                    pid: pid.unsigned_abs(),
+                });
                 // The answer comes before that of a Wait, should the process have ended already.
                 self.conclude(reply, "exec", Ok(task::StartResponse { pid: pid.unsigned_abs() }));
                 self.take_early_exit(id, exec_id, pid);

@@ -8,16 +8,18 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use coracle_shim::protocol::{Code, EXIT_RECORD, Empty, Status, task};
+use coracle_shim::protocol::{Code, EXIT_RECORD, Empty, Status, events, task};
 
 use crate::bundle;
 use crate::cgroup::{self, Cgroup};
 use crate::connection::ReplyTo;
 use crate::container::{Container, Phase};
+use crate::containerd;
 use crate::exit_record::Exit;
 use crate::job::{ConsoleSocket, Job, Step, Undoing, failed, words, write_private};
 use crate::maker::{self, MakerCall};
 use crate::requests::{Call, Operation};
+use crate::rootfs;
 use crate::server::Shim;
 use crate::stdio::{Addresses, MakerEnds, Streams};
 use crate::sys;
@@ -58,9 +60,19 @@ impl Shim {
             return self.refuse(reply, Code::AlreadyExists, format!("container {id} exists"));
         }
         if let Err(status) = self.try_create(reply, deadline, request) {
-            self.containers.retain(|container| container.id != id);
+            self.forget(&id, None, status.clone());
             self.reply(reply, Err(status));
         }
+    }
+
+    /// Mounts what containerd asks for, and leaves the bundle's record for it.
+    fn mount_root(&self, bundle: &Path, mounts: &[task::Mount]) -> Result<(), Status> {
+        if let Some(caller) = &self.caller {
+            let stored = caller.record.store(bundle);
+            stored.map_err(|error| failed(Code::Internal, "cannot write the bundle's record", &error))?;
+        }
+        rootfs::mount(mounts, &containerd::rootfs(bundle))
+            .map_err(|error| failed(Code::Unknown, "cannot mount the container's root", &error))
     }
 
     fn try_create(
@@ -81,9 +93,6 @@ impl Shim {
         if !bundle.is_absolute() {
             return Err(invalid(format!("bundle {} is not an absolute path", bundle.display())));
         }
-        if !rootfs.is_empty() {
-            return Err(unserved("mounting the root is not served: the bundle must hold it"));
-        }
         if !checkpoint.is_empty() {
             return Err(unserved("restoring a checkpoint is not served"));
         }
@@ -92,17 +101,21 @@ impl Shim {
             .map_err(|error| failed(Code::InvalidArgument, "cannot open the container's streams", &error))?;
         // A record of an earlier container in this bundle must not be taken for this one's.
         drop(fs::remove_file(bundle.join(EXIT_RECORD)));
+        self.mount_root(&bundle, &rootfs)?;
         let facts = bundle::read(&bundle);
         let pid_file = bundle.join("init.pid");
         drop(fs::remove_file(&pid_file));
         let mut arguments = words(["create", "--bundle"]);
         arguments.extend([bundle.clone().into(), "--pid-file".into(), pid_file.clone().into()]);
-        let console = self.bind_console(terminal, &bundle, &mut arguments)?;
-        arguments.push(id.clone().into());
-        let mut container = Container::new(id.clone(), bundle, facts, addresses);
+        let flags = self.caller.as_ref().map(|caller| caller.record.options.create_flags());
+        arguments.extend(flags.unwrap_or_default().into_iter().map(OsString::from));
+        let mut container = Container::new(id.clone(), bundle.clone(), facts, addresses);
         container.init.streams = streams;
+        container.mounted = !rootfs.is_empty();
         container.fresh_cgroup = cgroup::Fresh::unless_there(&container.facts.cgroups_path);
         self.containers.push(container);
+        let console = self.bind_console(terminal, &bundle, &mut arguments)?;
+        arguments.push(id.clone().into());
         self.start_job(&id, Step::Create { pid_file, console }, arguments, ends, (Some(reply), deadline))
     }
 
@@ -242,17 +255,23 @@ impl Shim {
             Step::Start => {
                 let pid = self.container(&id).map_or(0, |container| container.init.pid.unsigned_abs());
                 let result = result.map(|()| task::StartResponse { pid });
-                self.advance(&id, &result, Phase::Created, Phase::Running);
+                if self.advance(&id, &result, Phase::Created, Phase::Running) {
+                    self.announce(&events::TaskStart { container_id: id.clone(), pid });
+                }
                 self.conclude(reply, "start", result);
             }
             Step::Pause => {
                 let result = result.map(|()| Empty {});
-                self.advance(&id, &result, Phase::Running, Phase::Paused);
+                if self.advance(&id, &result, Phase::Running, Phase::Paused) {
+                    self.announce(&events::TaskPaused { container_id: id.clone() });
+                }
                 self.conclude(reply, "pause", result);
             }
             Step::Resume => {
                 let result = result.map(|()| Empty {});
-                self.advance(&id, &result, Phase::Paused, Phase::Running);
+                if self.advance(&id, &result, Phase::Paused, Phase::Running) {
+                    self.announce(&events::TaskResumed { container_id: id.clone() });
+                }
                 self.conclude(reply, "resume", result);
             }
             Step::Update => self.conclude(reply, "update", result.map(|()| Empty {})),
@@ -264,11 +283,13 @@ impl Shim {
     }
 
     /// After success: from one phase to the next, unless the container ended meanwhile.
-    fn advance<T, E>(&mut self, id: &str, result: &Result<T, E>, from: Phase, to: Phase) {
-        if let (Ok(_), Ok(container)) = (result, self.container(id))
-            && container.init.phase == from
-        {
-            container.init.phase = to;
+    fn advance<T, E>(&mut self, id: &str, result: &Result<T, E>, from: Phase, to: Phase) -> bool {
+        match (result, self.container(id)) {
+            (Ok(_), Ok(container)) if container.init.phase == from => {
+                container.init.phase = to;
+                true
+            }
+            _ => false,
         }
     }
 
@@ -302,11 +323,16 @@ impl Shim {
         });
         match pid {
             Ok(pid) => {
+                let is_told = self.caller.is_some();
                 let Ok(container) = self.container(id) else { return };
                 container.init.pid = pid;
                 container.init.phase = Phase::Created;
                 container.cgroup = Some(Cgroup::of(pid));
+                let created = is_told.then(|| created(container));
                 self.start_streams(id, "");
+                if let Some(created) = created {
+                    self.announce(&created);
+                }
                 self.take_early_exit(id, "", pid);
                 if let Some(reply) = reply {
                     self.reply_message(reply, &task::CreateTaskResponse { pid: pid.unsigned_abs() });
@@ -393,6 +419,13 @@ impl Shim {
                 };
                 let gone = Status::new(Code::NotFound, format!("container {id} was deleted"));
                 self.forget(id, None, gone);
+                self.announce(&events::TaskDelete {
+                    container_id: id.to_owned(),
+                    pid: response.pid,
+                    exit_status: response.exit_status,
+                    exited_at: response.exited_at,
+                    id: String::new(),
+                });
                 self.conclude(reply, "delete", Ok(response));
             }
         }
@@ -402,6 +435,9 @@ impl Shim {
     fn forget(&mut self, id: &str, reply: Option<ReplyTo>, status: Status) {
         let Some(at) = self.containers.iter().position(|container| container.id == id) else { return };
         let mut container = self.containers.remove(at);
+        if container.mounted {
+            rootfs::unmount(&containerd::rootfs(&container.bundle));
+        }
         let queued: Vec<ReplyTo> = container.queue.drain(..).map(|call| call.reply).collect();
         let waiters = container.processes_mut().flat_map(|process| std::mem::take(&mut process.waiters));
         let everyone: Vec<ReplyTo> = waiters.chain(queued).chain(reply).collect();
@@ -411,5 +447,21 @@ impl Shim {
         for to in everyone {
             self.reply(to, Err(status.clone()));
         }
+    }
+}
+
+fn created(container: &Container) -> events::TaskCreate {
+    let addresses = &container.init.addresses;
+    events::TaskCreate {
+        container_id: container.id.clone(),
+        bundle: container.bundle.to_string_lossy().into_owned(),
+        io: Some(events::TaskIO {
+            stdin: addresses.stdin.clone(),
+            stdout: addresses.stdout.clone(),
+            stderr: addresses.stderr.clone(),
+            terminal: addresses.terminal,
+        }),
+        pid: container.init.pid.unsigned_abs(),
+        ..Default::default()
     }
 }

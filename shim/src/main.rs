@@ -1,7 +1,8 @@
 //! `coracle-shim`: watches the containers of one pod.
 //!
 //! `serve` is started by the runtime, once per sandbox, and outlives it; `hold` is the first process of a shared PID
-//! namespace. One thread, one loop, see `server`. Memory is its measure: it is there once per pod.
+//! namespace; `containerd` is how a containerd calls it. One thread, one loop, see `server`. Memory is its measure: it is
+//! there once per pod.
 
 mod args;
 mod attached;
@@ -9,6 +10,7 @@ mod bundle;
 mod cgroup;
 mod connection;
 mod container;
+mod containerd;
 mod cri_log;
 mod execs;
 mod exit_record;
@@ -18,8 +20,10 @@ mod lifecycle;
 mod maker;
 mod pump;
 mod requests;
+mod rootfs;
 mod serve;
 mod server;
+mod stats;
 mod stdio;
 mod sys;
 
@@ -36,6 +40,7 @@ fn main() -> ExitCode {
     let result: Result<(), Box<dyn Error>> = match args::parse(std::env::args_os().skip(1)) {
         Ok(Role::Serve(options)) => serve::serve(options).map_err(Into::into),
         Ok(Role::Hold) => hold::hold().map_err(Into::into),
+        Ok(Role::Containerd(command)) => containerd::run(&command),
         Ok(Role::Version) => {
             writeln!(io::stdout(), "coracle-shim {}", env!("CARGO_PKG_VERSION")).map_err(Into::into)
         }

@@ -3,13 +3,14 @@
 //! Methods of [`Shim`], called by the loop. What concerns one container happens in the order in which it was asked,
 //! as far as it changes the container; what only asks or signals does not wait for a maker.
 
-use coracle_shim::protocol::method::{SHIM_SERVICE, TASK_SERVICE};
+use coracle_shim::protocol::method::{SHIM_SERVICE, TASK_SERVICE, TASK_SERVICE_V3};
 use coracle_shim::protocol::{Code, Empty, PROTOCOL_VERSION, Request, Status, shim, task};
 use prost::Message;
 
 use crate::connection::{Asked, ReplyTo};
 use crate::container::{Container, Phase, Process};
 use crate::server::Shim;
+use crate::stats;
 use crate::sys;
 
 /// Requests that may wait for one container.
@@ -37,6 +38,7 @@ pub(crate) enum Operation {
     Start(task::StartRequest),
     Delete(task::DeleteRequest),
     Pids(task::PidsRequest),
+    Stats(task::StatsRequest),
     Pause(task::PauseRequest),
     Resume(task::ResumeRequest),
     Kill(task::KillRequest),
@@ -56,6 +58,7 @@ impl Operation {
             Self::Start(r) => &r.id,
             Self::Delete(r) => &r.id,
             Self::Pids(r) => &r.id,
+            Self::Stats(r) => &r.id,
             Self::Pause(r) => &r.id,
             Self::Resume(r) => &r.id,
             Self::Kill(r) => &r.id,
@@ -97,7 +100,11 @@ impl Shim {
             .ok()
             .filter(|timeout| *timeout > 0)
             .map(|timeout| sys::boot_ms() + timeout.div_ceil(1_000_000));
-        let operation = match (request.service.as_str(), request.method.as_str()) {
+        let service = match request.service.as_str() {
+            TASK_SERVICE_V3 => TASK_SERVICE,
+            service => service,
+        };
+        let operation = match (service, request.method.as_str()) {
             (TASK_SERVICE, "Create") => {
                 self.create(reply, deadline, decode(request)?);
                 return Ok(());
@@ -109,6 +116,7 @@ impl Shim {
             (TASK_SERVICE, "Start") => Operation::Start(decode(request)?),
             (TASK_SERVICE, "Delete") => Operation::Delete(decode(request)?),
             (TASK_SERVICE, "Pids") => Operation::Pids(decode(request)?),
+            (TASK_SERVICE, "Stats") => Operation::Stats(decode(request)?),
             (TASK_SERVICE, "Pause") => Operation::Pause(decode(request)?),
             (TASK_SERVICE, "Resume") => Operation::Resume(decode(request)?),
             (TASK_SERVICE, "Kill") => Operation::Kill(decode(request)?),
@@ -166,6 +174,7 @@ impl Shim {
         let result = match &call.operation {
             Operation::State(request) => self.state(reply, request),
             Operation::Pids(request) => self.pids(reply, request),
+            Operation::Stats(request) => self.stats(reply, request),
             Operation::Kill(request) => self.kill(reply, request),
             Operation::Resize(request) => self.resize(reply, request),
             Operation::CloseIo(request) => self.close_io(reply, request),
@@ -214,6 +223,15 @@ impl Shim {
         }
         let describe = |pid: i32| task::ProcessInfo { pid: pid.unsigned_abs(), info: None };
         let response = task::PidsResponse { processes: pids.into_iter().map(describe).collect() };
+        self.reply_message(reply, &response);
+        Ok(())
+    }
+
+    fn stats(&mut self, reply: ReplyTo, request: &task::StatsRequest) -> Result<(), Status> {
+        let init = &self.container(&request.id)?.init;
+        let stats = init.is_alive().then(|| stats::read(init.pid)).flatten();
+        let gone = || Status::new(Code::NotFound, format!("container {} has no cgroup any more", request.id));
+        let response = task::StatsResponse { stats: Some(stats.ok_or_else(gone)?) };
         self.reply_message(reply, &response);
         Ok(())
     }

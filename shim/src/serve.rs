@@ -57,27 +57,36 @@ pub(crate) fn serve(options: Serve) -> Result<(), ServeError> {
         print_pid(std::process::id());
         return shim.run().map_err(ServeError::Loop);
     }
+    let log = options.log.clone();
+    if let Some(child) = in_background(|| open_log(log.as_deref()), || set_up(options))? {
+        print_pid(child.unsigned_abs());
+    }
+    Ok(())
+}
+
+/// Runs the loop in a process of its own. Returns its pid once it serves; in that process itself nothing, at the end.
+pub(crate) fn in_background(
+    open_log: impl FnOnce() -> Result<File, ServeError>,
+    set_up: impl FnOnce() -> Result<Shim, ServeError>,
+) -> Result<Option<i32>, ServeError> {
     let (mut ready, mut tell_ready) = sys::pipe().map_err(ServeError::Detach)?;
     match sys::fork_session().map_err(ServeError::Detach)? {
         Forked::Parent { child } => {
             drop(tell_ready);
             let mut word = Vec::new();
             ready.read_to_end(&mut word).map_err(ServeError::Detach)?;
-            if word.is_empty() {
-                // The child has told why on the standard error that both share.
-                return Err(ServeError::NotReady);
-            }
-            print_pid(child.unsigned_abs());
-            Ok(())
+            // Without a word the child has told why on the standard error that both share.
+            if word.is_empty() { Err(ServeError::NotReady) } else { Ok(Some(child)) }
         }
         Forked::Child => {
             drop(ready);
-            let log = open_log(&options)?;
-            let shim = set_up(options)?;
+            let log = open_log()?;
+            let shim = set_up()?;
             leave_stdio(&log)?;
             tell_ready.write_all(b"1").map_err(ServeError::Detach)?;
             drop((tell_ready, log));
-            shim.run().map_err(ServeError::Loop)
+            shim.run().map_err(ServeError::Loop)?;
+            Ok(None)
         }
     }
 }
@@ -89,9 +98,7 @@ fn print_pid(pid: u32) {
 
 fn set_up(options: Serve) -> Result<Shim, ServeError> {
     let own_score = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
-    if let Err(error) = fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ) {
-        crate::tell(format_args!("the shim is not protected from the OOM killer: oom_score_adj: {error}"));
-    }
+    protect(OOM_SCORE_ADJ);
     if let Some(path) = &options.cgroup {
         cgroup::join(path).map_err(ServeError::Cgroup)?;
     }
@@ -103,8 +110,15 @@ fn set_up(options: Serve) -> Result<Shim, ServeError> {
     Ok(shim)
 }
 
+/// Says how willingly the kernel may kill this process for want of memory.
+pub(crate) fn protect(oom_score_adj: &str) {
+    if let Err(error) = fs::write("/proc/self/oom_score_adj", oom_score_adj) {
+        crate::tell(format_args!("the shim is not protected from the OOM killer: oom_score_adj: {error}"));
+    }
+}
+
 /// Binds a socket that root alone may reach, of any length of path.
-fn bind(path: &Path) -> Result<UnixListener, ServeError> {
+pub(crate) fn bind(path: &Path) -> Result<UnixListener, ServeError> {
     let broken = |source| ServeError::Bind { path: path.to_path_buf(), source };
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(broken(io::ErrorKind::InvalidInput.into()));
@@ -126,8 +140,8 @@ fn bind(path: &Path) -> Result<UnixListener, ServeError> {
     listener.map_err(broken)
 }
 
-fn open_log(options: &Serve) -> Result<File, ServeError> {
-    let path = options.log.as_deref().unwrap_or(Path::new("/dev/null"));
+fn open_log(path: Option<&Path>) -> Result<File, ServeError> {
+    let path = path.unwrap_or(Path::new("/dev/null"));
     File::options()
         .append(true)
         .create(true)

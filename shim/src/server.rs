@@ -8,23 +8,26 @@ use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
+use coracle_shim::protocol::events::{self, Event};
 use coracle_shim::protocol::{Code, Status, shim};
 use prost::Message;
 
 use crate::connection::{Connection, ReplyTo};
 use crate::container::{Container, Phase};
+use crate::containerd::Caller;
 use crate::exit_record::{self, Exit};
-use crate::job::{Job, Undoing};
+use crate::job::{Job, Step, Undoing};
 use crate::maker::Maker;
 use crate::stdio::{StdioError, Streams};
 use crate::sys::{self, EVENTS, Epoll, Interest};
 
 const LISTENER: u64 = 0;
 const SIGNALS: u64 = 1;
-const LAST_FIXED: u64 = SIGNALS;
+const PUBLISHER: u64 = 2;
+const LAST_FIXED: u64 = PUBLISHER;
 
-/// Clients at a time; the runtime has one, a person with a tool another.
-const MAX_CONNECTIONS: usize = 64;
+/// Clients at a time; our runtime has one, containerd one for each container.
+const MAX_CONNECTIONS: usize = 256;
 
 /// How long an ending shim waits for its last answers to be taken.
 const FAREWELL_MS: u64 = 1000;
@@ -45,6 +48,8 @@ pub(crate) struct Shim {
     pub(crate) jobs: Vec<Job>,
     /// Failed creations that are not cleaned up yet.
     pub(crate) undoing: Vec<Undoing>,
+    /// The containerd that started it, if one did.
+    pub(crate) caller: Option<Caller>,
     /// Set once the shim is to end: when at the latest.
     pub(crate) farewell: Option<u64>,
     /// Ends of processes that no pid file has named yet: pid, how it ended.
@@ -81,6 +86,7 @@ impl Shim {
             containers: Vec::new(),
             jobs: Vec::new(),
             undoing: Vec::new(),
+            caller: None,
             farewell: None,
             early_exits: Vec::new(),
             lingering: Vec::new(),
@@ -109,7 +115,9 @@ impl Shim {
 
     fn may_end(&self) -> bool {
         let Some(latest) = self.farewell else { return false };
-        let told = self.lingering.is_empty() && self.connections.iter().all(Connection::is_flushed);
+        let published = self.caller.as_ref().is_none_or(|caller| caller.publisher.is_idle());
+        let told =
+            published && self.lingering.is_empty() && self.connections.iter().all(Connection::is_flushed);
         told || sys::boot_ms() >= latest
     }
 
@@ -118,7 +126,8 @@ impl Shim {
         let lingering = self.lingering.iter().map(|(until, _)| *until);
         let undoing = self.undoing.first().map(|_| sys::boot_ms() + UNDO_LOOK_MS);
         let attached = self.containers.iter().filter_map(|container| container.init.streams.next_deadline());
-        let others = self.farewell.into_iter().chain(undoing).chain(attached);
+        let publisher = self.caller.as_ref().and_then(|caller| caller.publisher.next_deadline());
+        let others = self.farewell.into_iter().chain(undoing).chain(attached).chain(publisher);
         let Some(next) = makers.chain(lingering).chain(others).min() else { return -1 };
         i32::try_from(next.saturating_sub(sys::boot_ms())).unwrap_or(i32::MAX)
     }
@@ -127,6 +136,11 @@ impl Shim {
         match id {
             LISTENER => self.accept(),
             SIGNALS => self.on_signals(),
+            PUBLISHER => {
+                if let Some(caller) = &mut self.caller {
+                    caller.publisher.on_ready(&self.epoll, PUBLISHER);
+                }
+            }
             _ => {
                 if let Some(connection) = self.connections.iter_mut().find(|connection| connection.id == id) {
                     let asked = connection.on_ready(&self.epoll);
@@ -211,6 +225,13 @@ impl Shim {
         self.reply(to, Err(Status::new(code, message)));
     }
 
+    /// Tells containerd, if one started this shim, what happened.
+    pub(crate) fn announce(&mut self, event: &impl Event) {
+        if let Some(caller) = &mut self.caller {
+            caller.publisher.publish(&self.epoll, PUBLISHER, event);
+        }
+    }
+
     fn on_signals(&mut self) {
         while let Some(signal) = sys::take_signal(&self.signals) {
             // A shim that holds containers outlives every request to end that does not come by its API.
@@ -265,8 +286,8 @@ impl Shim {
         let Some(process) = container.process_mut(exec_id) else { return };
         process.streams.drain(epoll);
         process.phase = Phase::Stopped(exit);
-        let waiters = std::mem::take(&mut process.waiters);
-        let mut after_exit = None;
+        let (pid, waiters) = (process.pid.unsigned_abs(), std::mem::take(&mut process.waiters));
+        let (mut after_exit, oom) = (None, exec_id.is_empty() && container.oom);
         if exec_id.is_empty() {
             if let Err(error) = exit_record::write(&container.bundle, &exit, container.oom) {
                 let bundle = container.bundle.display();
@@ -279,6 +300,7 @@ impl Shim {
         for waiter in waiters {
             self.reply_message(waiter, &response);
         }
+        self.announce_end(id, exec_id, pid, &exit, oom);
         if let Some(call) = after_exit {
             self.submit(call);
         }
@@ -286,6 +308,24 @@ impl Shim {
             self.end_abandoned();
         }
         self.accept_again();
+    }
+
+    fn announce_end(&mut self, id: &str, exec_id: &str, pid: u32, exit: &Exit, oom: bool) {
+        if self.caller.is_none() {
+            return;
+        }
+        let container_id = id.to_owned();
+        let starting = |job: &Job| job.container == id && matches!(job.step, Step::Start);
+        if exec_id.is_empty() && self.jobs.iter().any(starting) {
+            // The maker that started it has yet to end, and no end comes before its beginning.
+            self.announce(&events::TaskStart { container_id: container_id.clone(), pid });
+        }
+        if oom {
+            self.announce(&events::TaskOOM { container_id: container_id.clone() });
+        }
+        let id = if exec_id.is_empty() { id } else { exec_id }.to_owned();
+        let exited_at = Some(exit.timestamp());
+        self.announce(&events::TaskExit { container_id, id, pid, exit_status: exit.status, exited_at });
     }
 
     /// Starts the pumps of a process whose maker went well.
@@ -323,6 +363,9 @@ impl Shim {
 
     fn on_deadlines(&mut self) {
         self.go_on_undoing();
+        if let Some(caller) = &mut self.caller {
+            caller.publisher.on_deadline(&self.epoll, PUBLISHER, sys::boot_ms());
+        }
         let attached = |container: &Container| container.init.streams.next_deadline().is_some();
         if self.jobs.is_empty() && self.lingering.is_empty() && !self.containers.iter().any(attached) {
             return;

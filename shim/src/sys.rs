@@ -9,7 +9,9 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::ptr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -316,6 +318,47 @@ unsafe fn become_program(
         libc::execvpe(argv[0], argv.as_ptr(), environment.as_ptr());
     }
     io::Error::last_os_error()
+}
+
+/// Connects to a socket without waiting for room in its queue.
+pub(crate) fn connect_nonblocking(path: &Path) -> io::Result<UnixStream> {
+    let bytes = path.as_os_str().as_bytes();
+    // SAFETY: the address is zeroed, so that it ends in a zero byte beyond what is copied within its length; the
+    // descriptor is new and ours.
+    unsafe {
+        let mut address: libc::sockaddr_un = std::mem::zeroed();
+        if bytes.len() >= address.sun_path.len() {
+            return Err(io::ErrorKind::InvalidFilename.into());
+        }
+        address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+        ptr::copy_nonoverlapping(bytes.as_ptr().cast(), address.sun_path.as_mut_ptr(), bytes.len());
+        let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+        let socket = UnixStream::from_raw_fd(check(libc::socket(libc::AF_UNIX, kind, 0))?);
+        let length =
+            libc::socklen_t::try_from(size_of::<libc::sockaddr_un>()).expect("a small constant fits");
+        check(libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length))?;
+        Ok(socket)
+    }
+}
+
+/// Mounts.
+pub(crate) fn mount(
+    source: &CStr,
+    target: &CStr,
+    kind: &CStr,
+    flags: libc::c_ulong,
+    data: &CStr,
+) -> io::Result<()> {
+    // SAFETY: all are C strings.
+    let result =
+        unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast()) };
+    check(result).map(drop)
+}
+
+/// Unmounts what is mounted at the very path.
+pub(crate) fn unmount(target: &CStr, flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: a C string and flags.
+    check(unsafe { libc::umount2(target.as_ptr(), flags | libc::UMOUNT_NOFOLLOW) }).map(drop)
 }
 
 /// Which side of a fork this is.

@@ -51,6 +51,8 @@ cargo xtask COMMAND
   cluster-test   the tests that need such a cluster
   runtime-test [FILTER]
                  the tests of pods from a folder with containerd as runtime: Debian's, and the newest of the peers
+  shim-test [FILTER]
+                 our shim under containerd, 1.6 and 2.4, and containerd's shim under our runtime
   streaming-peers [FILTER]
                  coracle-streaming against Kubernetes' own clients and streaming server
   conformance    Kubernetes' conformance specs on the reference and on coracle, and where they differ
@@ -75,6 +77,7 @@ fn main() -> Result<()> {
         ["ci"] => ci::run(),
         ["cluster-test", filter @ ..] => test::with_cluster(filter),
         ["runtime-test", filter @ ..] => test::on_other_runtimes(filter),
+        ["shim-test", filter @ ..] => test::with_shims(filter),
         ["streaming-peers", filter @ ..] => test::with_streaming_peers(filter),
         ["peers", names @ ..] => peers::run(names),
         ["cluster", words @ ..] => cluster::run(words),

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use coracle_integration_tests::peers::{CONTROL_PLANE, REFERENCE_NODE};
+use coracle_integration_tests::peers::{CONTROL_PLANE, CRI_TOOLS, REFERENCE_NODE};
 
 use crate::{artifacts, peers, process, setup};
 
@@ -49,6 +49,20 @@ pub(crate) fn on_other_runtimes(filter: &[&str]) -> Result<()> {
         process::run(command.env("CORACLE_SHIM", &small.shim).env("CORACLE_EXAMPLE", &small.example))?;
     }
     Ok(())
+}
+
+/// Shims under runtimes that are not theirs.
+pub(crate) fn with_shims(filter: &[&str]) -> Result<()> {
+    setup::run()?;
+    for names in [CRI_TOOLS, REFERENCE_NODE] {
+        peers::ensure(names)?;
+    }
+    let small = artifacts::build_small()?;
+    process::run(&mut process::command("cargo", ["build", "--workspace", "--bins"]))?;
+    let arguments = ["test", "--package", "coracle-integration-tests", "--test", "shims", "--"];
+    let mut command = process::command("cargo", arguments);
+    command.arg("--test-threads=1").args(filter);
+    process::run(command.env("CORACLE_SHIM", &small.shim).env("CORACLE_EXAMPLE", &small.example))
 }
 
 /// `coracle-streaming` against Go programs that stand on Kubernetes' own libraries; the test builds them.

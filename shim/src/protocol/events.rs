@@ -1,9 +1,64 @@
-//! Events that a shim publishes to containerd, by field number after `events/task.proto`. Plain data.
+//! Events that a shim publishes to containerd, by field number after `events/task.proto`, and how they are sent
+//! (`services/ttrpc/events/v1/events.proto`, `types/event.proto`). Plain data.
 //!
 //! Our own runtime needs none of them: it holds an outstanding Wait instead.
 
-use super::Timestamp;
 use super::task::Mount;
+use super::{Any, Timestamp};
+
+/// An event: its name for subscribers, and its type's.
+pub trait Event: prost::Message + Default {
+    /// What subscribers filter by.
+    const TOPIC: &'static str;
+    /// The type's full name.
+    const TYPE: &'static str;
+}
+
+macro_rules! events {
+    ($($name:ident: $topic:literal;)*) => {$(
+        impl Event for $name {
+            const TOPIC: &'static str = $topic;
+            const TYPE: &'static str = concat!("containerd.events.", stringify!($name));
+        }
+    )*};
+}
+
+events! {
+    TaskCreate: "/tasks/create";
+    TaskStart: "/tasks/start";
+    TaskOOM: "/tasks/oom";
+    TaskExit: "/tasks/exit";
+    TaskDelete: "/tasks/delete";
+    TaskExecAdded: "/tasks/exec-added";
+    TaskExecStarted: "/tasks/exec-started";
+    TaskPaused: "/tasks/paused";
+    TaskResumed: "/tasks/resumed";
+}
+
+/// An event as it is sent.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Envelope {
+    /// When it happened.
+    #[prost(message, optional, tag = "1")]
+    pub timestamp: Option<Timestamp>,
+    /// containerd's namespace.
+    #[prost(string, tag = "2")]
+    pub namespace: String,
+    /// [`Event::TOPIC`].
+    #[prost(string, tag = "3")]
+    pub topic: String,
+    /// The event.
+    #[prost(message, optional, tag = "4")]
+    pub event: Option<Any>,
+}
+
+/// Asks containerd to tell its subscribers.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ForwardRequest {
+    /// The event.
+    #[prost(message, optional, tag = "1")]
+    pub envelope: Option<Envelope>,
+}
 
 /// A container was made.
 #[derive(Clone, PartialEq, prost::Message)]

@@ -1,9 +1,15 @@
 //! The methods of both services as types, so that a call's messages cannot be mixed up. Used by both sides.
 
-use super::{Empty, shim, task};
+use super::{Empty, events, shim, task};
 
 /// Name of containerd's service.
 pub const TASK_SERVICE: &str = "containerd.task.v2.Task";
+
+/// The same service, of shims that say they speak version 3; its messages are the same.
+pub const TASK_SERVICE_V3: &str = "containerd.task.v3.Task";
+
+/// Name of containerd's service that takes events.
+pub const EVENTS_SERVICE: &str = "containerd.services.events.ttrpc.v1.Events";
 
 /// Name of our own service.
 pub const SHIM_SERVICE: &str = "coracle.shim.v1.Shim";
@@ -64,12 +70,14 @@ methods! {
     Update in TASK_SERVICE: task::UpdateTaskRequest => Empty;
     /// Answers when the process has ended.
     Wait in TASK_SERVICE: task::WaitRequest => task::WaitResponse;
-    /// Not served yet: answers [`Code::Unimplemented`](super::Code::Unimplemented).
+    /// What a container uses, as [`metrics`](super::metrics).
     Stats in TASK_SERVICE: task::StatsRequest => task::StatsResponse;
     /// The shim's own pid and that of a container.
     Connect in TASK_SERVICE: task::ConnectRequest => task::ConnectResponse;
     /// Ends the shim when it holds no container, or at once with `now`.
     Shutdown in TASK_SERVICE: task::ShutdownRequest => Empty;
+    /// Tells containerd of an event.
+    Forward in EVENTS_SERVICE: events::ForwardRequest => Empty;
     /// Opens a container's CRI log anew.
     ReopenLog in SHIM_SERVICE: shim::ReopenLogRequest => Empty;
     /// Copies a container's output to somebody.

@@ -21,10 +21,12 @@
 //! assert_eq!((request.service.as_str(), request.method.as_str()), ("containerd.task.v2.Task", "State"));
 //! ```
 
+pub mod bootstrap;
 pub mod call;
 pub mod events;
 pub mod frame;
 pub mod method;
+pub mod metrics;
 pub mod rpc;
 pub mod shim;
 pub mod task;

@@ -31,7 +31,7 @@ pub struct CreateTaskRequest {
     /// Absolute path of its OCI bundle.
     #[prost(string, tag = "2")]
     pub bundle: String,
-    /// Mounts that make the root; our runtime mounts them itself and leaves this empty.
+    /// Mounts that make the root, at `rootfs` in the bundle; our runtime mounts it itself and leaves this empty.
     #[prost(message, repeated, tag = "3")]
     pub rootfs: Vec<Mount>,
     /// Whether the first process gets a terminal.
@@ -52,7 +52,7 @@ pub struct CreateTaskRequest {
     /// Not served.
     #[prost(string, tag = "9")]
     pub parent_checkpoint: String,
-    /// Options of containerd's configuration; not read yet.
+    /// Options of containerd's configuration; a shim has read them when it was started.
     #[prost(message, optional, tag = "10")]
     pub options: Option<Any>,
 }

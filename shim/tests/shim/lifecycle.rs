@@ -121,8 +121,9 @@ fn what_cannot_be_is_refused() {
         let error = sandbox.client.call::<method::Create>(&request).unwrap_err();
         assert_eq!(error.kind(), Code::InvalidArgument, "{id} {bundle}");
     }
-    let stats = sandbox.client.call::<method::Stats>(&task::StatsRequest { id: "c".into() });
-    assert_eq!(stats.unwrap_err().kind(), Code::Unimplemented);
+    let unserved = task::CheckpointTaskRequest { id: "c".into(), ..Default::default() };
+    let unserved = sandbox.client.call::<method::Checkpoint>(&unserved);
+    assert_eq!(unserved.unwrap_err().kind(), Code::Unimplemented);
 }
 
 #[test]
@@ -141,6 +142,8 @@ fn limits_can_be_changed_and_processes_listed() {
     sandbox.client.call::<method::Update>(&request).unwrap();
     let limit = fs::read_to_string(sandbox.cgroup("pids", "c").join("pids.max")).unwrap();
     assert_eq!(limit.trim(), "77");
+    let stats = sandbox.client.call::<method::Stats>(&task::StatsRequest { id: "c".into() }).unwrap();
+    assert!(stats.stats.is_some_and(|stats| stats.type_url.starts_with("io.containerd.cgroups.v")));
 }
 
 #[test]

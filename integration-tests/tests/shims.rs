@@ -1,0 +1,181 @@
+//! Our shim under containerd, and containerd's shim under our runtime: `cargo xtask shim-test` builds the peers and runs
+//! them; a plain `cargo test` leaves them out.
+#![allow(clippy::unwrap_used, reason = "a test says what it expects with unwrap")]
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use coracle_integration_tests::containerd::Release;
+use coracle_integration_tests::cri::{Runtime, Stand};
+use coracle_integration_tests::node::pss_kib;
+use coracle_integration_tests::{Executables, example_image};
+use serde_json::{Value, json};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A stand with the example image.
+struct World {
+    stand: Stand,
+}
+
+impl World {
+    fn start(runtime: Runtime) -> Self {
+        let executables = Executables::of_this_build();
+        let stand = Stand::start(runtime).unwrap();
+        let archive = stand.machine.folder.join("lib/node/example.tar");
+        example_image::write(&executables.example, &archive).unwrap();
+        stand.import(&PathBuf::from("/var/lib/node/example.tar")).unwrap();
+        Self { stand }
+    }
+
+    fn ask(&self, words: &[&str]) -> String {
+        self.stand
+            .crictl(words)
+            .unwrap_or_else(|error| panic!("{error:#}\n{}", self.stand.last_words()))
+            .trim()
+            .to_owned()
+    }
+
+    fn file(&self, name: &str, value: &Value) -> String {
+        self.stand.write(name, &value.to_string()).unwrap();
+        format!("/var/lib/node/{name}")
+    }
+
+    fn run_pod(&self, handler: &str) -> (String, String) {
+        let config = json!({
+            "metadata": {"name": "pod", "namespace": "default", "uid": "u1", "attempt": 0},
+            "log_directory": "/var/log/pod", "linux": {},
+        });
+        let config = self.file("pod.json", &config);
+        (self.ask(&["runp", "--runtime", handler, &config]), config)
+    }
+
+    fn run_container(&self, pod: (&str, &str), name: &str, arguments: &[&str]) -> String {
+        let config = json!({
+            "metadata": {"name": name, "attempt": 0}, "image": {"image": example_image::NAME}, "args": arguments,
+            "log_path": format!("{name}.log"), "stdin": arguments == ["echo"],
+            "linux": {"resources": {"memory_limit_in_bytes": 32 << 20}},
+        });
+        let config = self.file(&format!("{name}.json"), &config);
+        let id = self.ask(&["create", "--no-pull", pod.0, &config, pod.1]);
+        self.ask(&["start", &id]);
+        id
+    }
+
+    fn inspect(&self, id: &str) -> Value {
+        serde_json::from_str(&self.ask(&["inspect", id])).unwrap()
+    }
+
+    fn log(&self, name: &str) -> String {
+        let path = self.stand.machine.folder.join("log/pod").join(format!("{name}.log"));
+        std::fs::read_to_string(path).unwrap_or_default()
+    }
+
+    fn wait(&self, what: &str, is_so: impl Fn() -> bool) {
+        let deadline = Instant::now() + LIMIT;
+        while !is_so() {
+            assert!(Instant::now() < deadline, "{what} does not happen\n{}", self.stand.last_words());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Processes of the machine whose program has this name, as the host counts.
+    fn processes(&self, name: &str) -> Vec<u32> {
+        let program = |pid: &u32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let word = line.split(|byte| *byte == 0).next().unwrap_or_default().to_vec();
+            String::from_utf8_lossy(&word).ends_with(name)
+        };
+        let mut pids: Vec<u32> = self.stand.machine.processes().into_iter().map(|(pid, _)| pid).collect();
+        pids.retain(program);
+        pids
+    }
+
+    fn lines_of(&self, name: &str) -> usize {
+        self.log(name).lines().count()
+    }
+
+    fn mounts(&self) -> String {
+        self.stand.machine.run(&["cat", "/proc/mounts"]).unwrap()
+    }
+}
+
+fn under_containerd(release: Release) {
+    const SHIM: &str = "containerd-shim-coracle-v1";
+    let world = World::start(Runtime::ContainerdWithShim(release, Executables::of_this_build()));
+    let (pod, config) = world.run_pod("coracle");
+    let counter = world.run_container((&pod, &config), "counter", &["count", "1"]);
+    let echo = world.run_container((&pod, &config), "echo", &["echo"]);
+    let shims = world.processes(SHIM);
+    assert_eq!(shims.len(), 1, "a pod has one shim");
+    println!("PSS of the shim of three containers: {} KiB", pss_kib(shims[0]));
+
+    world.wait("output", || world.lines_of("counter") > 1);
+    assert!(world.ask(&["logs", &counter]).starts_with("0\n1"), "{}", world.log("counter"));
+    assert_eq!(
+        world.ask(&["exec", "--sync", &counter, "/example", "open", "/etc/passwd"]),
+        "/etc/passwd is open"
+    );
+    let failed = world.stand.crictl(&["exec", "--sync", &counter, "/example", "exit", "7"]).unwrap_err();
+    assert!(failed.to_string().contains('7'), "{failed:#}");
+    let stats: Value = serde_json::from_str(&world.ask(&["stats", "-o", "json", "--id", &counter])).unwrap();
+    let used = &stats["stats"][0]["memory"]["workingSetBytes"]["value"];
+    assert!(used.as_str().is_some_and(|bytes| bytes.parse::<u64>().unwrap() > 0), "{stats}");
+    world.ask(&["update", "--memory", "67108864", &counter]);
+
+    // A container that takes more than it may is told as such.
+    let hog = world.run_container((&pod, &config), "hog", &["fill", "64"]);
+    world.wait("the hog's end", || world.inspect(&hog)["status"]["reason"] == "OOMKilled");
+
+    // containerd dies, the pod does not notice.
+    let pid = world.inspect(&counter)["info"]["pid"].as_u64().unwrap();
+    world.stand.machine.kill_service("containerd").unwrap();
+    assert_eq!(world.processes(SHIM), shims);
+    world.stand.machine.start_service_again("containerd").unwrap();
+    world.wait("containerd again", || world.stand.crictl(&["version"]).is_ok());
+    assert_eq!(world.inspect(&counter)["info"]["pid"].as_u64(), Some(pid));
+    let lines = world.lines_of("counter");
+    world.wait("output goes on", || world.lines_of("counter") > lines + 1);
+    assert_eq!(
+        world.ask(&["exec", "--sync", &counter, "/example", "open", "/etc/group"]),
+        "/etc/group is open"
+    );
+
+    world.ask(&["stop", "--timeout", "5", &counter]);
+    let status = world.inspect(&counter);
+    assert_eq!(status["status"]["state"], "CONTAINER_EXITED", "{status}");
+    world.ask(&["rm", &counter]);
+
+    // The shim is killed: containerd has `delete` end what is left.
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(shims[0].cast_signed()).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
+    world.wait("the echo ends", || world.inspect(&echo)["status"]["state"] == "CONTAINER_EXITED");
+    world.ask(&["stopp", &pod]);
+    world.ask(&["rmp", &pod]);
+
+    // In order, and nothing is left.
+    let (pod, config) = world.run_pod("coracle");
+    let id = world.run_container((&pod, &config), "second", &["exit", "3"]);
+    world.wait("its end", || world.inspect(&id)["status"]["exitCode"] == 3);
+    world.ask(&["stopp", &pod]);
+    world.ask(&["rmp", &pod]);
+    world.wait("the shim's end", || world.processes(SHIM).is_empty());
+    world.wait("the containers' end", || world.processes("/example").is_empty());
+    let sockets = world.stand.machine.run(&["ls", "/run/containerd/s"]).unwrap();
+    assert_eq!(sockets.trim(), "");
+    let mounts = world.mounts();
+    assert!(!mounts.contains("io.containerd.runtime.v2.task"), "{mounts}");
+}
+
+#[test]
+fn our_shim_under_the_newest_containerd() {
+    under_containerd(Release::Newest);
+}
+
+#[test]
+fn our_shim_under_debians_containerd() {
+    under_containerd(Release::Debian);
+}
