@@ -104,7 +104,7 @@ pub enum JoinError {
     Forbidden(#[source] ApiError),
     /// Another machine has the name.
     #[error(
-        "a node {name:?} is in the cluster and Ready: give this one another name (--node-name), or, if it is this machine, `kubectl delete node {name}` first"
+        "a node {name:?} is in the cluster and Ready: give this one another name (--hostname-override), or, if it is this machine, `kubectl delete node {name}` first"
     )]
     NameTaken {
         /// The node's name.

@@ -180,7 +180,6 @@ impl<K: Object> Watcher<K> {
                     self.state = State::Pages { token: page.token };
                 } else {
                     self.version = Some(page.version.unwrap_or_default());
-                    self.backoff.reset();
                     self.ready.push_back(Change::Ready);
                 }
             }
@@ -198,7 +197,7 @@ impl<K: Object> Watcher<K> {
             Ok(()) = self.access.changed() => return,
         };
         match line {
-            Ok(Ok(Some(Line::Text(line)))) => self.event(&line, open),
+            Ok(Ok(Some(Line::Text(line)))) => self.event(&line, open).await,
             Ok(Ok(Some(Line::TooLong))) => {
                 tracing::warn!(
                     kind = K::RESOURCE.kind,
@@ -215,7 +214,7 @@ impl<K: Object> Watcher<K> {
         }
     }
 
-    fn event(&mut self, line: &[u8], mut open: Open) {
+    async fn event(&mut self, line: &[u8], mut open: Open) {
         if line.is_empty() {
             self.state = State::Open(open);
             return;
@@ -225,7 +224,10 @@ impl<K: Object> Watcher<K> {
         if !open.listing && !matches!(event, Event::Error { .. }) && version.is_some() {
             self.version.clone_from(&version);
         }
-        self.backoff.reset();
+        // A list that never comes to its end is no success, however often it begins.
+        if !open.listing && !matches!(event, Event::Error { .. }) {
+            self.backoff.reset();
+        }
         match event {
             Event::Applied(object) if open.listing => self.ready.push_back(Change::Listed(object)),
             Event::Applied(object) => self.ready.push_back(Change::Applied(object)),
@@ -249,7 +251,7 @@ impl<K: Object> Watcher<K> {
                 if code == 410 || reason == "Expired" || reason == "Gone" {
                     self.version = None;
                 }
-                return;
+                return self.ended(open.since, None).await;
             }
         }
         self.state = State::Open(open);
@@ -262,6 +264,8 @@ impl<K: Object> Watcher<K> {
         }
         if since.elapsed() < GOOD {
             self.wait(None).await;
+        } else {
+            self.backoff.reset();
         }
     }
 

@@ -7,161 +7,15 @@
 #![allow(clippy::unwrap_used, reason = "a test says what it expects with unwrap")]
 #![allow(clippy::print_stdout, reason = "the seed of a run and what it found are printed")]
 
-use std::collections::{BTreeMap, BTreeSet};
+#[path = "support/rollouts.rs"]
+mod support;
+
 use std::time::{Duration, Instant};
 
-use coracle_integration_tests::Executables;
-use coracle_integration_tests::cluster::{Cluster, Kind, Options};
-use coracle_integration_tests::images::{self, EXAMPLE, Set};
-use coracle_integration_tests::peers::Peers;
+use coracle_integration_tests::images::EXAMPLE;
 use coracle_integration_tests::random::{Random, number};
-use coracle_integration_tests::victims::command_line;
-use serde_json::{Value, json};
-
-const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
-const PODS: &str = "/api/v1/namespaces/default/pods";
-const NODE: &str = "ours";
-const SERVICE: &str = "coracle";
-const LIMIT: Duration = Duration::from_secs(300);
-
-/// What runs or should run: the id of a pod's one container by the pod's UID.
-type Containers = BTreeMap<String, String>;
-
-/// A control plane with one node of ours.
-struct Rollouts {
-    cluster: Cluster,
-}
-
-impl Rollouts {
-    fn start(name: &str) -> Self {
-        let executables = Executables::of_this_build();
-        images::write(&Peers::new(), Set::Basic, Some(&executables.example)).unwrap();
-        let mut cluster = Cluster::start(&Options::of_test(name)).unwrap();
-        cluster.add_node(NODE, &Kind::Coracle { executables, flags: Vec::new() }).unwrap();
-        Self { cluster }
-    }
-
-    fn create(&self, name: &str, replicas: u64) {
-        let labels = json!({"app": name});
-        let probe = json!({"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1});
-        let container = json!({"name": "main", "image": EXAMPLE, "imagePullPolicy": "IfNotPresent",
-            "args": ["serve", "8080"], "readinessProbe": probe, "env": [{"name": "VERSION", "value": "0"}]});
-        let pod = json!({"metadata": {"labels": labels},
-            "spec": {"containers": [container], "terminationGracePeriodSeconds": 1}});
-        let spec = json!({"replicas": replicas, "selector": {"matchLabels": labels}, "template": pod});
-        let object =
-            json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": spec});
-        self.cluster.api.create(DEPLOYMENTS, &object).unwrap();
-    }
-
-    fn scale(&self, name: &str, replicas: u64) {
-        self.cluster
-            .api
-            .merge(&format!("{DEPLOYMENTS}/{name}"), &json!({"spec": {"replicas": replicas}}))
-            .unwrap();
-    }
-
-    /// Asks for pods of another version, each of which replaces one of the version before.
-    fn roll(&self, name: &str, version: u64) {
-        let annotations = json!({"version": version.to_string()});
-        let change = json!({"spec": {"template": {"metadata": {"annotations": annotations}}}});
-        self.cluster.api.merge(&format!("{DEPLOYMENTS}/{name}"), &change).unwrap();
-    }
-
-    /// Waits until the deployment is as asked for, with no pod beside its replicas.
-    fn settle(&self, name: &str, when: &str) {
-        let is_done = |object: &Value| {
-            let (meta, spec, status) = (&object["metadata"], &object["spec"], &object["status"]);
-            let wanted = spec["replicas"].as_u64().unwrap_or_default();
-            let has = |what: &str| status[what].as_u64().unwrap_or_default() == wanted;
-            status["observedGeneration"] == meta["generation"]
-                && ["replicas", "updatedReplicas", "availableReplicas"].iter().all(|what| has(what))
-        };
-        let path = format!("{DEPLOYMENTS}/{name}");
-        let shown = || format!("{}\n{}", self.cluster.node(NODE).unwrap().last_words(), self.table());
-        let settled = |object: &Value, pods: usize| {
-            is_done(object) && object["spec"]["replicas"].as_u64() == u64::try_from(pods).ok()
-        };
-        self.cluster
-            .wait(when, LIMIT, |api| Ok(settled(&api.get(&path)?, self.pods(name)?.len())), shown)
-            .unwrap();
-    }
-
-    fn pods(&self, name: &str) -> anyhow::Result<Vec<Value>> {
-        let list = self.cluster.api.get(&format!("{PODS}?labelSelector=app%3D{name}"))?;
-        Ok(list["items"].as_array().cloned().unwrap_or_default())
-    }
-
-    fn table(&self) -> String {
-        self.cluster.ask(&["get", "pods", "-o", "wide"]).unwrap_or_default()
-    }
-
-    /// The containers that the API says run.
-    fn told(&self, name: &str) -> anyhow::Result<Containers> {
-        let running = |pod: &Value| {
-            let status = &pod["status"]["containerStatuses"][0];
-            status["state"]["running"].is_object().then_some(())?;
-            let id = status["containerID"].as_str()?.split_once("://")?.1.to_owned();
-            Some((pod["metadata"]["uid"].as_str()?.to_owned(), id))
-        };
-        Ok(self.pods(name)?.iter().filter_map(running).collect())
-    }
-
-    /// The containers that run, by their processes; panics when a pod has two.
-    fn running(&self) -> Containers {
-        let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-        for (pid, cgroup) in self.cluster.node(NODE).unwrap().machine.processes() {
-            // What is about to become the program is none yet.
-            let Some((uid, id)) = container_of(&cgroup) else { continue };
-            if command_line(pid).starts_with("/example ") {
-                found.entry(uid.to_owned()).or_default().insert(id.to_owned());
-            }
-        }
-        let one = |(uid, ids): (String, BTreeSet<String>)| {
-            assert_eq!(ids.len(), 1, "pod {uid} runs {ids:?}");
-            (uid, ids.into_iter().next().unwrap())
-        };
-        found.into_iter().map(one).collect()
-    }
-
-    /// How long it takes until the API server says of the deployment's containers what is so.
-    fn agreement(&self, name: &str, when: &str) -> Duration {
-        let begun = Instant::now();
-        loop {
-            let (told, running) = (self.told(name).unwrap(), self.running());
-            if told == running {
-                return begun.elapsed();
-            }
-            assert!(begun.elapsed() < LIMIT, "{when}: the API says {told:?}, there run {running:?}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    /// No container that ran was started a second time. One that was made and not yet started is made anew, as a
-    /// kubelet does it.
-    fn assert_no_restarts(&self, name: &str, when: &str) {
-        for pod in self.pods(name).unwrap() {
-            let status = &pod["status"]["containerStatuses"][0];
-            let ran_before = status["lastState"]["terminated"]["startedAt"].is_string();
-            assert!(status["restartCount"] == 0 || !ran_before, "{when}: restarted: {pod:#}");
-        }
-    }
-
-    fn delete(self, name: &str) {
-        self.cluster.api.delete(&format!("{DEPLOYMENTS}/{name}")).unwrap();
-        let shown = || self.cluster.node(NODE).unwrap().last_words();
-        self.cluster.wait("its pods are gone", LIMIT, |_| Ok(self.pods(name)?.is_empty()), shown).unwrap();
-        let left = || format!("{:?}", self.running());
-        self.cluster.wait("nothing of them runs", LIMIT, |_| Ok(self.running().is_empty()), left).unwrap();
-        self.cluster.down().unwrap();
-    }
-}
-
-/// The UID of the pod and the id of the container that have this cgroup, as the cgroupfs driver names them.
-fn container_of(cgroup: &str) -> Option<(&str, &str)> {
-    let (parent, id) = cgroup.rsplit_once('/')?;
-    Some((parent.rsplit('/').next()?.strip_prefix("pod")?, id))
-}
+use serde_json::json;
+use support::{DEPLOYMENTS, LIMIT, NODE, Rollouts, SERVICE};
 
 #[test]
 fn a_deployment_of_twenty_rolls_out_scales_rolls_back_and_goes() {
@@ -257,4 +111,88 @@ fn pods_outlive_the_api_server_and_a_rollout_goes_on() {
     assert!(new.len() < 40, "an outage is told once, not in a loop");
     rollouts.cluster.api.delete(&format!("{DEPLOYMENTS}/still")).unwrap();
     rollouts.delete("web");
+}
+
+/// As a reboot leaves a machine with no network: nothing runs, /run is empty, and no API server answers.
+#[test]
+fn pods_start_again_after_a_reboot_without_the_api_server() {
+    let rollouts = Rollouts::start("offline-reboot");
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"},
+        "stringData": {"k": "kept"}});
+    let map =
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}, "data": {"k": "kept"}});
+    rollouts.cluster.api.create("/api/v1/namespaces/default/secrets", &secret).unwrap();
+    rollouts.cluster.api.create("/api/v1/namespaces/default/configmaps", &map).unwrap();
+    rollouts.create("web", 3);
+    let from = json!({"spec": {"template": {"spec": {
+        "volumes": [{"name": "s", "secret": {"secretName": "s"}}, {"name": "m", "configMap": {"name": "m"}}],
+        "containers": [{"name": "main", "image": EXAMPLE, "imagePullPolicy": "IfNotPresent",
+            "args": ["serve", "8080"],
+            "readinessProbe": {"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1},
+            "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}],
+            "volumeMounts": [{"name": "s", "mountPath": "/s"}, {"name": "m", "mountPath": "/m"}]}]}}}});
+    rollouts.cluster.api.merge(&format!("{DEPLOYMENTS}/web"), &from).unwrap();
+    let job = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "done"},
+        "spec": {"restartPolicy": "OnFailure", "nodeName": NODE, "containers": [
+            {"name": "main", "image": EXAMPLE, "imagePullPolicy": "IfNotPresent", "args": ["exit", "0"]}]}});
+    rollouts.cluster.api.create("/api/v1/namespaces/default/pods", &job).unwrap();
+    rollouts.settle("web", "pods are ready");
+    let before = rollouts.told("web").unwrap();
+    let machine = &rollouts.cluster.node(NODE).unwrap().machine;
+    let kept = machine.folder.join("lib/coracle/agent/pods.json");
+    let is_kept = |_: &_| {
+        let text = std::fs::read_to_string(&kept).unwrap_or_default();
+        Ok(before.keys().all(|uid| text.contains(uid)) && !text.contains("\"name\":\"done\""))
+    };
+    let shown = || std::fs::read_to_string(&kept).unwrap_or_default();
+    rollouts.cluster.wait("the pods are kept", LIMIT, is_kept, shown).unwrap();
+
+    rollouts.cluster.kill_api_server().unwrap();
+    reboot(machine);
+    let said = || machine.last_words(SERVICE, 40);
+    let runs = |_: &_| {
+        let running = rollouts.running();
+        Ok(running.len() == before.len() && running.keys().eq(before.keys()))
+    };
+    let time = rollouts.cluster.wait("the pods run again", LIMIT, runs, said).unwrap();
+    println!("without the API server {} pods ran {time:?} after the agent's start", before.len());
+    let running = rollouts.running();
+    assert!(running.iter().all(|(uid, id)| before[uid] != *id), "nothing survives a reboot");
+
+    rollouts.cluster.start_api_server().unwrap();
+    rollouts.settle("web", "the API server knows them");
+    rollouts.agreement("web", "after the reboot");
+    assert_eq!(rollouts.told("web").unwrap(), running, "the same pods, and not started once more");
+    let done = rollouts.cluster.api.get("/api/v1/namespaces/default/pods/done").unwrap();
+    assert_eq!(done["status"]["phase"], "Succeeded", "{done:#}");
+    rollouts.cluster.api.delete("/api/v1/namespaces/default/pods/done").unwrap();
+    rollouts.delete("web");
+}
+
+/// Ends everything that belongs to the node's service and its pods, empties what does not outlive a boot, and starts
+/// the service anew.
+fn reboot(machine: &coracle_integration_tests::cluster::machine::Machine) {
+    machine.kill_service(SERVICE).unwrap();
+    let deadline = Instant::now() + LIMIT;
+    let left = || {
+        let all = machine.processes().into_iter();
+        all.filter(|(_, cgroup)| cgroup.contains("kubepods") || cgroup.contains("coracle"))
+            .collect::<Vec<_>>()
+    };
+    while !left().is_empty() {
+        for (pid, _) in left() {
+            if let Some(pid) = rustix::process::Pid::from_raw(pid.cast_signed()) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+        assert!(Instant::now() < deadline, "{:?}", left());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // The mounts of a machine are gone when it starts.
+    let clear = "for path in $(awk '{print $5}' /proc/self/mountinfo | sort -r); do case $path in \
+                 /run/coracle*|/run/netns*|/var/lib/kubelet/*|/var/lib/coracle/containers/*) umount -l $path;; esac; done; \
+                 for link in $(ip -o link | sed -n 's/^[0-9]*: \\(veth[^@:]*\\|pods\\)[@:].*/\\1/p'); do ip link delete $link; done; \
+                 rm -rf /run/coracle /run/netns /run/cni-networks";
+    machine.run(&["bash", "-c", clear]).unwrap();
+    machine.start_service_again(SERVICE).unwrap();
 }

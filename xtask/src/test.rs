@@ -28,7 +28,7 @@ pub(crate) fn with_cluster(filter: &[&str]) -> Result<()> {
         peers::ensure(names)?;
     }
     let mut command = process::command("cargo", ["test", "--package", "coracle-integration-tests"]);
-    for name in ["cluster", "joined", "rollouts", "streams"] {
+    for name in ["cluster", "joined", "rollouts", "streams", "api_faults", "bad_cluster"] {
         command.args(["--test", name]);
     }
     // One after the other: each is a whole cluster.

@@ -79,6 +79,11 @@ impl Network {
         self.machine(3)
     }
 
+    /// The host, on the network of the nodes.
+    pub fn host(self) -> IpAddr {
+        self.machine(2)
+    }
+
     /// A node, by its number from 0.
     pub fn node(self, index: u8) -> IpAddr {
         self.machine(10 + index)
@@ -119,7 +124,7 @@ impl Network {
         control_plane.run(&["ip", "link", "set", "nodes", "up"])?;
         ip(&["link", "add", &host, "type", "veth", "peer", "name", "host", "netns", &init])?;
         control_plane.run(&["ip", "link", "set", "host", "master", "nodes", "up"])?;
-        ip(&["address", "add", &format!("{}/24", self.machine(2)), "dev", &host])?;
+        ip(&["address", "add", &format!("{}/24", self.host()), "dev", &host])?;
         ip(&["link", "set", &host, "up"])?;
         // Pods and services too, so that tests reach them from where they run.
         let all = format!("10.{}.0.0/16", self.number);
