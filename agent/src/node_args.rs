@@ -58,6 +58,11 @@ pub(crate) struct NodeArgs {
     )]
     pub eviction_hard: String,
 
+    /// Keep the cluster's pods and what they refer to, Secrets too, in DATA_DIR/agent/pods.json (mode 0600), so that
+    /// they start again after a reboot with no API server in reach
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", default_value = "true", action = clap::ArgAction::Set)]
+    pub keep_pods: bool,
+
     /// Address the kubelet API is served on
     #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
     pub address: IpAddr,

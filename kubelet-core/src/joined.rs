@@ -2,9 +2,10 @@
 //!
 //! A program starts [`Joined`] before its [`Kubelet`](crate::kubelet::Kubelet), which reads pods and objects from it, and lets it follow the
 //! kubelet afterwards. It owns the tasks that speak with the API server about pods; dropping it ends them and leaves
-//! the pods as they are. With no API server in reach the pods of the folder run, what runs goes on, and nothing is
-//! removed.
+//! the pods as they are. With no API server in reach the pods of the folder run, what runs goes on, nothing is
+//! removed, and after a reboot what the API server wanted last starts again.
 
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use crate::clock::Clock;
 use crate::kubelet::Kubelet;
 use crate::objects::ApiObjects;
 use crate::source::{ApiPods, ApiPodsInputs, News, PodSet};
-use crate::{event_writer, status_writer};
+use crate::{event_writer, kept, status_writer};
 
 /// What a joined node is made of.
 #[derive(Clone)]
@@ -34,6 +35,9 @@ pub struct JoinedConfig {
     pub node: watch::Receiver<Option<Arc<Node>>>,
     /// What tells the time.
     pub clock: Clock,
+    /// A file that keeps the pods and what they refer to, Secrets too, so that they start again after a reboot with no
+    /// API server in reach; mode 0600. Without one they wait.
+    pub kept: Option<PathBuf>,
 }
 
 /// The part of a node that speaks with the API server about pods.
@@ -52,7 +56,7 @@ pub struct JoinedConfig {
 /// let no_folder = tokio::sync::watch::channel(Default::default()).1;
 /// let clock = Clock::system();
 /// let node_name = "gateway-7".to_owned();
-/// let mut joined = Joined::start(JoinedConfig { cluster, node_name, static_pods: no_folder, node, clock });
+/// let mut joined = Joined::start(JoinedConfig { cluster, node_name, static_pods: no_folder, node, clock, kept: None });
 /// let mut config = KubeletConfig::new(PodResourcesConfig::new("/var/lib/kubelet"));
 /// config.sources_seen = Some(joined.sources_seen());
 /// let kubelet = Kubelet::start(config, runtime, images, joined.pods(), joined.objects()).await?;
@@ -72,14 +76,15 @@ pub struct Joined {
 impl Joined {
     /// Begins to read pods. Call it within a tokio runtime.
     pub fn start(config: JoinedConfig) -> Self {
+        let objects = Arc::new(ApiObjects::new(config.cluster.clone(), config.clock.clone()));
         let (pods, news) = ApiPods::start(ApiPodsInputs {
             cluster: config.cluster.clone(),
             node_name: config.node_name.clone(),
             statics: config.static_pods.clone(),
             node: config.node.clone(),
             clock: config.clock.clone(),
+            kept: config.kept.clone().map(|path| (path, objects.clone())),
         });
-        let objects = Arc::new(ApiObjects::new(config.cluster.clone(), config.clock.clone()));
         Self { config, pods, objects, news: Some(news), tasks: JoinSet::new() }
     }
 
@@ -111,6 +116,16 @@ impl Joined {
             statics: config.static_pods.clone(),
             node: config.node.clone(),
         }));
+        if let Some(path) = config.kept.clone() {
+            self.tasks.spawn(kept::keep(kept::Inputs {
+                path,
+                node_name: config.node_name.clone(),
+                pods: self.pods(),
+                seen: self.sources_seen(),
+                statuses: kubelet.statuses(),
+                objects: self.objects(),
+            }));
+        }
         let (cluster, events) = (config.cluster.clone(), kubelet.events().clone());
         self.tasks.spawn(event_writer::run(cluster, events, config.node_name.clone(), config.clock.clone()));
     }

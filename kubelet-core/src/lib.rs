@@ -11,6 +11,7 @@
 //! | runtime watch | what the runtime listed last | events of the runtime, or listings | pulses |
 //! | publisher | the map of statuses | reports | `watch` of the map |
 //! | [`joined`]: pods of the API | which of them run here | one filtered watch | `watch` of the desired pods |
+//! | [`joined`]: keeper | what is on disk of the pods and objects | `watch` of the desired pods, of the map, of objects | a file |
 //! | [`joined`]: writer of statuses, writer of events | what the API has | `watch` of the map, the recorder | requests |
 //! | [`objects`], one per followed object | - | its watch | `watch` of a count |
 //! | garbage collector, log rotation | what is to be cleaned up and when | statuses | - |
@@ -32,6 +33,7 @@ mod hook;
 pub mod hosts;
 pub mod image_pull;
 pub mod joined;
+mod kept;
 pub mod kubelet;
 pub mod log_rotation;
 pub mod node;

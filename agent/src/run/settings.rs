@@ -41,6 +41,10 @@ pub(super) struct ClusterSettings {
     pub(super) join: JoinConfig,
     pub(super) serving: Serving,
     pub(super) node: NodeSettings,
+    /// Where the cluster's pods are kept over a reboot.
+    pub(super) kept_pods: Option<PathBuf>,
+    /// Where the addresses are kept that the cluster gave this node for its pods.
+    pub(super) kept_cidrs: PathBuf,
 }
 
 impl Settings {
@@ -64,6 +68,8 @@ impl Settings {
                 join,
                 serving: args.join.serving(),
                 node: NodeSettings::resolve(&args, &node_name, args.node_ip)?,
+                kept_pods: args.node.keep_pods.then(|| args.data_dir.join("agent/pods.json")),
+                kept_cidrs: args.data_dir.join("agent/pod-cidrs"),
             }),
             None => None,
         };

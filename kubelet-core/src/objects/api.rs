@@ -25,28 +25,30 @@ use crate::source::is_static;
 const SETTLE_LIMIT: Duration = Duration::from_secs(10);
 
 /// What pods refer to, from the API server.
-pub struct ApiObjects(Arc<Inner>);
+pub struct ApiObjects(pub(super) Arc<Inner>);
 
-struct Inner {
+pub(super) struct Inner {
     cluster: Cluster,
-    clock: Clock,
+    pub(super) clock: Clock,
     table: Mutex<Table>,
     /// Rises whenever anything is heard.
-    heard: watch::Sender<u64>,
+    pub(super) heard: watch::Sender<u64>,
     /// Rises when a configMap or secret changes.
     changes: watch::Sender<u64>,
 }
 
 #[derive(Default)]
-struct Table {
-    followed: HashMap<Reference, Followed>,
-    tokens: HashMap<Arc<str>, Tokens>,
+pub(super) struct Table {
+    pub(super) followed: HashMap<Reference, Followed>,
+    pub(super) tokens: HashMap<Arc<str>, Tokens>,
+    /// What was kept over a reboot, until it is followed.
+    pub(super) kept: HashMap<Reference, Found>,
 }
 
-struct Followed {
+pub(super) struct Followed {
     /// UIDs of the pods that refer to it.
     users: HashSet<Arc<str>>,
-    found: Option<Found>,
+    pub(super) found: Option<Found>,
     revision: u64,
     task: JoinHandle<()>,
 }
@@ -80,9 +82,10 @@ impl ApiObjects {
         let references = references(pod);
         let mut table = self.0.table();
         for reference in &references {
-            let followed = table.followed.entry(reference.clone()).or_insert_with(|| Followed {
+            let Table { followed, kept, .. } = &mut *table;
+            let followed = followed.entry(reference.clone()).or_insert_with(|| Followed {
                 users: HashSet::new(),
-                found: None,
+                found: kept.remove(reference),
                 revision: 0,
                 task: self.start(reference.clone()),
             });
@@ -137,12 +140,14 @@ impl ApiObjects {
             let answer = tokens::request(&self.0.cluster, pod, &key).await;
             let now = self.0.clock.now().boot;
             self.0.table().tokens.entry(pod.metadata.uid.clone()).or_default().set(key, answer, now);
+            // Whoever keeps tokens hears of it.
+            self.0.heard.send_modify(|count| *count += 1);
         }
     }
 }
 
 impl Inner {
-    fn table(&self) -> MutexGuard<'_, Table> {
+    pub(super) fn table(&self) -> MutexGuard<'_, Table> {
         // Each change of the table leaves it whole, so a panic elsewhere does no harm.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -7,6 +7,7 @@
 
 mod api;
 mod follow;
+mod kept;
 mod references;
 mod tokens;
 
@@ -19,6 +20,7 @@ use tokio::sync::watch;
 use crate::api::{ConfigMap, Pod, Secret, ServiceAccountTokenProjection};
 
 pub use api::ApiObjects;
+pub(crate) use kept::{KeptObject, KeptToken};
 
 /// What a pod needs to know of a service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_cluster::{ApiError, Cluster, Object, Resource};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::api::{Pod, ServiceAccountTokenProjection};
@@ -25,8 +25,8 @@ const BEFORE_KNOWN: [Duration; 3] =
 const DEFAULT_LIFE: i64 = 3600;
 
 /// What a token is asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct TokenKey {
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(crate) struct TokenKey {
     account: String,
     audience: String,
     seconds: Option<i64>,
@@ -83,6 +83,21 @@ impl Tokens {
             }
             State::Failed(error) => Err(format!("failed to fetch token: {error}")),
         })
+    }
+
+    /// The tokens that serve.
+    pub(super) fn held(&self) -> impl Iterator<Item = (&TokenKey, &Arc<str>)> {
+        self.0.iter().filter_map(|(key, state)| match state {
+            State::Held { token, .. } => Some((key, token)),
+            State::Failed(_) => None,
+        })
+    }
+
+    /// Takes over a token that was kept over a reboot, unless there is a newer one. It serves until then.
+    pub(super) fn restore(&mut self, key: TokenKey, token: Arc<str>, now: Duration) {
+        let renew_at = now + super::kept::ASK_AFTER;
+        let kept = || State::Held { token, renew_at, expires_at: Duration::MAX, error: None };
+        self.0.entry(key).or_insert_with(kept);
     }
 
     /// When the first of them is to be renewed.

@@ -9,10 +9,12 @@
 //! | [`News`] | this task | writer of statuses |
 //!
 //! Until the first list came, pods of the folder run and nothing is removed: the API server may want it. While the
-//! API server is away the last word stands.
+//! API server is away the last word stands; after a start without it, the word that was kept on disk.
 
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_cluster::{Cluster, Scope};
 use futures_util::StreamExt as _;
@@ -24,6 +26,11 @@ use super::api_pod::ApiPod;
 use super::api_table::{News, Table};
 use crate::api::Node;
 use crate::clock::Clock;
+use crate::kept::Kept;
+use crate::objects::ApiObjects;
+
+/// An API server that has not listed the pods within this time after a start is taken for away.
+const LIST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the source reads.
 pub(crate) struct Inputs {
@@ -34,6 +41,8 @@ pub(crate) struct Inputs {
     /// The node as the API has it, once known.
     pub(crate) node: watch::Receiver<Option<Arc<Node>>>,
     pub(crate) clock: Clock,
+    /// Where to find what was kept over a reboot, and who takes the objects of it.
+    pub(crate) kept: Option<(PathBuf, Arc<ApiObjects>)>,
 }
 
 /// A running source. Dropping it ends its task; the pods run on.
@@ -77,6 +86,9 @@ impl Task {
         let mut node = inputs.node;
         let mut statics = inputs.statics;
         let (mut folder_lives, mut node_lives) = (true, true);
+        let patience = tokio::time::sleep(LIST_PATIENCE);
+        let mut patience = pin!(patience);
+        let mut kept = inputs.kept;
         loop {
             tokio::select! {
                 // The stream keeps its place and watches keep their last value while another arm wins.
@@ -88,6 +100,10 @@ impl Task {
                     }
                     None => return,
                 },
+                // Cancel-safe: a timer.
+                () = &mut patience, if kept.is_some() => if let Some((path, objects)) = kept.take() {
+                    self.restore(&path, &inputs.node_name, &objects).await;
+                },
                 changed = statics.changed(), if folder_lives => folder_lives = changed.is_ok(),
                 changed = node.changed(), if node_lives => node_lives = changed.is_ok(),
             }
@@ -97,6 +113,32 @@ impl Task {
             self.tell(admitted);
             self.publish();
         }
+    }
+
+    /// Nobody says what should run: what was wanted before the start is wanted still.
+    async fn restore(&mut self, path: &Path, node: &str, objects: &ApiObjects) {
+        if self.table.is_complete() {
+            return;
+        }
+        let (path, node) = (path.to_owned(), node.to_owned());
+        let read = tokio::task::spawn_blocking(move || Kept::read(&path, &node)).await;
+        let kept = match read {
+            Ok(Ok(Some(kept))) => kept,
+            Ok(Ok(None)) | Err(_) => return,
+            Ok(Err(error)) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "pods of the cluster wait for the API server: what was kept of them cannot be used"
+                );
+                return;
+            }
+        };
+        tracing::warn!(
+            pods = kept.pods.len(),
+            "the API server does not say what should run here; what it wanted last runs meanwhile"
+        );
+        objects.restore(kept.objects, kept.tokens);
+        self.table.restore(kept.pods);
     }
 
     fn tell(&self, news: Vec<News>) {

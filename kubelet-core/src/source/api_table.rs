@@ -91,6 +91,19 @@ impl Table {
         }
     }
 
+    /// Takes over pods that ran before the start and were kept; what the API says of them counts more.
+    pub(crate) fn restore(&mut self, pods: Vec<Arc<Pod>>) {
+        for pod in pods {
+            let uid = pod.metadata.uid.clone();
+            self.pods.entry(uid).or_insert(Entry { pod, part: Some(Part::Runs) });
+        }
+    }
+
+    /// Whether a list was read whole.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.complete
+    }
+
     fn end_list(&mut self) -> Vec<News> {
         let mut news = Vec::new();
         if let Some(listed) = self.listing.take() {

@@ -46,6 +46,7 @@ impl Joint {
             static_pods: statics.subscribe(),
             node,
             clock: clock.clone(),
+            kept: None,
         });
         let mut config = KubeletConfig::new(PodResourcesConfig::new("/nonexistent"));
         config.clock = clock.clone();
