@@ -124,8 +124,9 @@ impl LeaseKeeper {
             return Ok(());
         };
         let body = lease(&self.config.name, &node.metadata.uid, &self.now());
-        let created: Lease = self.cluster.create(Some(NAMESPACE), None, &body).await?;
-        self.version = Some(created.metadata.resource_version);
+        let _: Lease = self.cluster.create(Some(NAMESPACE), None, &body).await?;
+        // Unknown, so that the next renewal is a first one, which makes the lease small.
+        self.version = None;
         Ok(())
     }
 
@@ -155,8 +156,12 @@ impl LeaseKeeper {
 fn renewal(version: Option<&str>, now: &str) -> Value {
     match version {
         Some(version) => json!({ "spec": { "renewTime": now }, "metadata": { "resourceVersion": version } }),
-        // An older lease may have been written with another duration.
-        None => json!({ "spec": { "renewTime": now, "leaseDurationSeconds": DURATION_SECONDS } }),
+        // An older lease may have been written with another duration. The record of who wrote which field is half of
+        // a lease, and every renewal would be answered with it; once emptied it stays so, until somebody applies.
+        None => json!({
+            "spec": { "renewTime": now, "leaseDurationSeconds": DURATION_SECONDS },
+            "metadata": { "managedFields": [{}] },
+        }),
     }
 }
 
@@ -193,6 +198,7 @@ mod tests {
         assert_eq!(micro_time(0), "1970-01-01T00:00:00.000000Z");
         let patch = renewal(Some("7"), "T").to_string();
         assert_eq!(patch, r#"{"spec":{"renewTime":"T"},"metadata":{"resourceVersion":"7"}}"#);
+        assert_eq!(renewal(None, "T")["metadata"]["managedFields"], json!([{}]));
         let lease = lease("n", "u", "T");
         assert_eq!(lease["metadata"]["ownerReferences"][0]["uid"], "u");
         assert_eq!(lease["spec"]["leaseDurationSeconds"], 40);

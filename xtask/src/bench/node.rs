@@ -83,6 +83,7 @@ impl Bench {
         // The image is fetched once, before anything is timed.
         self.burst(1)?;
         self.delete()?;
+        self.image_is_reported()?;
         self.idle()?;
         let took = self.burst(10)?;
         self.add("burst_s", "s", 10, took.as_secs_f64());
@@ -149,6 +150,18 @@ impl Bench {
         self.wait("no pod is left", <[Value]>::is_empty)?;
         self.pods = 0;
         Ok(start.elapsed())
+    }
+
+    /// Waits until the Node names the image, which is told once and belongs to no idle minute.
+    fn image_is_reported(&self) -> Result<()> {
+        let node = self.node()?;
+        let reported = |api: &coracle_integration_tests::cluster::api::Api| {
+            let images = &api.get("/api/v1/nodes/node")?["status"]["images"];
+            let mut names =
+                images.as_array().into_iter().flatten().flat_map(|image| image["names"].as_array());
+            Ok(names.any(|names| names.iter().any(|name| name.as_str() == Some(EXAMPLE))))
+        };
+        self.cluster.wait("the Node names the image", LIMIT, reported, || node.last_words()).map(drop)
     }
 
     /// Asks seldom, since two cores do all of it.
