@@ -31,7 +31,7 @@ use crate::args::{Cli, Command};
 fn main() -> ExitCode {
     // First of all: as maker or image worker this process must do nothing else before.
     coracle_runtime::run_helper();
-    sys::keep_heap_small();
+    coracle_runtime::memory::keep_heap_small();
     let arguments = match config_file::expand(std::env::args_os().collect()) {
         Ok(arguments) => arguments,
         Err(error) => return fail(&error),

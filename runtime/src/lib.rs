@@ -12,6 +12,7 @@ mod event;
 mod helper;
 pub mod image;
 pub mod maker;
+pub mod memory;
 mod netns;
 mod record;
 mod sandbox;

@@ -64,6 +64,35 @@ pub(crate) fn boottime_ns() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
+/// One heap arena, and freed memory goes back early. Before any thread.
+pub(crate) fn keep_heap_small() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt only sets parameters of the allocator; no thread runs yet.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 128 * 1024);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 128 * 1024);
+    }
+}
+
+/// Returns the free pages of the heap to the kernel.
+pub(crate) fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim locks the allocator itself and frees only pages that nobody uses.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Unmaps the pages of a mapping that cannot be written and of which each page is as its file has it.
+pub(crate) fn unmap_code(range: std::ops::Range<usize>) {
+    // SAFETY: our caller read from the kernel that no page of the mapping differs from its file and that none can be
+    // written, so a page which is dropped is read again with the same content.
+    unsafe {
+        libc::madvise(range.start as *mut libc::c_void, range.len(), libc::MADV_DONTNEED);
+    }
+}
+
 /// A process that waits in fresh namespaces, for as long as somebody needs it to reach them. Dropping it ends it.
 pub(crate) struct Anchor {
     pid: libc::pid_t,

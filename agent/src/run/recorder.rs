@@ -11,7 +11,7 @@ use coracle_kubelet_core::api::PodStatus;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::Node;
-use crate::{events_file, pod_files, sys};
+use crate::{events_file, pod_files};
 
 /// Changes within this time are written together.
 const TOGETHER: Duration = Duration::from_millis(200);
@@ -53,7 +53,7 @@ pub(super) async fn record(state_dir: PathBuf, node: Arc<Node>) {
             // Cancel-safe: a timer; armed once after a burst, so an idle node has none.
             () = tokio::time::sleep(QUIET), if trim => {
                 trim = false;
-                sys::give_memory_back();
+                coracle_runtime::memory::give_back();
                 continue;
             }
         };

@@ -14,6 +14,7 @@ use super::error::{Failure, FailureKind};
 use super::protocol::{Event, Progress, Request};
 use super::record::Record;
 use super::store::Options;
+use crate::memory;
 
 /// How long a killed worker may take to be gone.
 const REAP: Duration = Duration::from_secs(10);
@@ -37,6 +38,8 @@ pub(crate) async fn run(
         .kill_on_drop(true)
         .spawn()
         .map_err(starting)?;
+    // From here on this process only waits, and the worker's memory comes on top of its own.
+    memory::give_back();
     let mut input = child.stdin.take().expect("stdin is piped");
     let output = BufReader::with_capacity(4 << 10, child.stdout.take().expect("stdout is piped"));
     let mut line = serde_json::to_vec(request).expect("a request is plain data");

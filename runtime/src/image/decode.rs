@@ -12,8 +12,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::digest::Digest;
 
-/// Large enough that a channel hop costs nothing beside decoding it, small enough for the smallest board.
-const CHUNK: usize = 128 << 10;
+/// Large enough that a channel hop costs nothing beside decoding it; a dozen of them are in use.
+const CHUNK: usize = 32 << 10;
 /// Chunks in flight between two threads.
 const DEPTH: usize = 4;
 /// Frames with a larger window are refused; zstd itself recommends 8 MiB, its command's `--ultra` takes 128.

@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 const PENDING: usize = 32 << 10;
+const WINDOW_LOG: u32 = 15;
 
 /// Writes a recipe while its layer is unpacked.
 pub(crate) struct RecipeWriter {
@@ -21,8 +22,10 @@ pub(crate) struct RecipeWriter {
 impl RecipeWriter {
     /// Starts a recipe in a new file.
     pub(crate) fn create(path: &Path) -> io::Result<Self> {
-        let file = BufWriter::new(File::create_new(path)?);
-        Ok(Self { out: zstd::stream::write::Encoder::new(file, 1)?, pending: Vec::with_capacity(PENDING) })
+        let mut out = zstd::stream::write::Encoder::new(BufWriter::new(File::create_new(path)?), 1)?;
+        // Headers repeat their neighbours; the level's own window of 512 KiB finds little more and is held in memory.
+        out.window_log(WINDOW_LOG)?;
+        Ok(Self { out, pending: Vec::with_capacity(PENDING) })
     }
 
     /// Bytes that are repeated as they are.

@@ -20,12 +20,14 @@ use super::record::Record;
 use super::reference::Reference;
 use super::unpack::Limits;
 use super::unpack::job::Job;
+use crate::memory;
 
 mod auth;
 mod download;
 mod load;
 mod pull;
 mod remote;
+mod roots;
 mod save;
 pub(crate) mod unpacker;
 
@@ -34,6 +36,7 @@ use unpacker::Unpacker;
 
 /// Runs the hidden subcommand `image-worker` with the arguments behind its name; returns the exit code.
 pub fn worker_main(args: Vec<OsString>) -> i32 {
+    memory::keep_heap_small();
     match args.as_slice() {
         [role, store] if role == "unpack" => unpacker::main(Path::new(store)),
         [] => run(),
@@ -119,6 +122,8 @@ impl Session {
                 let reference = reference.map_err(|error| Failure::of(FailureKind::Invalid, &error))?;
                 let stall = Duration::try_from_secs_f64(stall).unwrap_or(Duration::MAX);
                 let remote = Remote::new(&reference, &registries, credentials, stall)?;
+                // The authorities of the machine were read, and are held in a tenth of their text.
+                memory::give_back();
                 pull::pull(self, &reference, &remote).await.map(|record| vec![record])
             }
             Task::Save { path, format, compression, images } => {

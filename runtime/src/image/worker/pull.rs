@@ -17,6 +17,7 @@ use crate::image::protocol::{Event, Order, Progress, Report};
 use crate::image::record::Record;
 use crate::image::reference::Reference;
 use crate::image::unpack::job::Job;
+use crate::memory;
 
 /// Layers fetched side by side, as many as Docker and containerd fetch.
 const SIDE_BY_SIDE: usize = 3;
@@ -48,6 +49,8 @@ pub(super) async fn pull(
     let known = |layer: usize| !jobs.iter().any(|job| job.layer == layer);
     let told = blobs.iter().enumerate().map(|(layer, blob)| (blob.digest.clone(), blob.size, known(layer)));
     tell(&Event::Progress(Progress::Layers { layers: told.collect() }));
+    // What resolving needed, downloading does not.
+    memory::give_back();
     let fetched = fetch_layers(session, remote, &jobs, &blobs).await;
     if fetched.as_ref().is_err_and(|failure| failure.kind == FailureKind::NoSpace) {
         // What cannot be used must not keep the disk full for the rest of the node.

@@ -12,6 +12,7 @@ use reqwest::header::{ACCEPT, AUTHORIZATION, RANGE};
 use reqwest::{Certificate, Client, Identity, Response, StatusCode};
 
 use super::auth::{self, Challenge};
+use super::roots;
 use crate::image::digest::Digest;
 use crate::image::error::{Failure, FailureKind};
 use crate::image::manifest::MAX_DOCUMENT;
@@ -134,6 +135,8 @@ fn client(endpoint: &Endpoint, tls: Option<&Tls>, stall: Duration) -> Result<Cli
             .read_timeout(stall);
         if bare {
             builder = builder.tls_certs_only([]);
+        } else if let Some(roots) = roots::of_the_machine() {
+            builder = builder.tls_certs_only(roots);
         }
         if let Some(tls) = tls {
             if !tls.ca_file.is_empty() {

@@ -23,6 +23,7 @@ use crate::image::layout::Layout;
 use crate::image::protocol::{Order, Report, receive, send};
 use crate::image::unpack::LayerError;
 use crate::image::unpack::job::{self, Job};
+use crate::memory::Code;
 
 /// Bytes unpacked between two reports.
 const REPORT_EVERY: u64 = 4 << 20;
@@ -171,6 +172,7 @@ fn growth_of(growths: &Growths, layer: usize) -> Arc<Growth> {
 
 /// The unpack process' own entry. Ends with 0 when its orders end.
 pub(crate) fn main(store: &Path) -> i32 {
+    let code = Code::find();
     if let Err(error) = confine::unpacker(store) {
         let failure = Failure::io("cannot confine the process that unpacks layers", &error);
         let _ = send(&mut io::stdout(), &Report::Failed { layer: 0, failure });
@@ -185,6 +187,8 @@ pub(crate) fn main(store: &Path) -> i32 {
     if reader.is_err() {
         return 1;
     }
+    // What starting needed, unpacking does not.
+    code.give_back();
     match run(&Layout::new("/"), &jobs, &growths) {
         Ok(()) => 0,
         Err(()) => 1,
