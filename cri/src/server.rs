@@ -37,6 +37,9 @@ pub const DRAIN: Duration = Duration::from_secs(10);
 /// How long connections may take to close once every call on them is dropped. Past it the peer does not read.
 const GOODBYE: Duration = Duration::from_secs(1);
 
+/// The longest message of an error, in bytes; in a header each may take three, and a client takes 16 KiB of headers.
+const LONGEST_ERROR: usize = 4096;
+
 /// A socket that cannot be served.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -237,7 +240,7 @@ impl<S: ?Sized> Adapter<S> {
         let mut phase = self.phase.clone();
         // Both arms may be dropped: the call by contract, the watch holds nothing.
         tokio::select! {
-            answer = call => answer.map(Response::new),
+            answer = call => answer.map(Response::new).map_err(bounded),
             () = ended(&mut phase, Phase::Over) => Err(Status::unavailable("the runtime is shutting down")),
         }
     }
@@ -246,8 +249,26 @@ impl<S: ?Sized> Adapter<S> {
     fn until<T: Send + 'static>(&self, stream: Stream<T>, end: Phase) -> Stream<T> {
         let mut phase = self.phase.clone();
         let over = async move { ended(&mut phase, end).await };
-        stream.take_until(Box::pin(over)).boxed()
+        stream.map(|item| item.map_err(bounded)).take_until(Box::pin(over)).boxed()
     }
+}
+
+/// An error whose message fits into a header: a longer one would end the whole connection, with everybody's calls.
+fn bounded(status: Status) -> Status {
+    let message = status.message();
+    if message.len() <= LONGEST_ERROR {
+        return status;
+    }
+    // What failed is named at the beginning, and why at the end.
+    let (head, tail) = (LONGEST_ERROR / 2, message.len() - LONGEST_ERROR / 4);
+    let (head, tail) = (message.floor_char_boundary(head), message.ceil_char_boundary(tail));
+    let short = format!("{}… ({} bytes) …{}", &message[..head], message.len(), &message[tail..]);
+    Status::with_details_and_metadata(
+        status.code(),
+        short,
+        bytes::Bytes::copy_from_slice(status.details()),
+        status.metadata().clone(),
+    )
 }
 
 /// Waits for `end` or what comes after it.
@@ -322,7 +343,23 @@ where
         if service == <ImageServiceServer<Adapter<I>> as NamedService>::NAME {
             return self.images.call(request);
         }
-        let refusal = Status::unimplemented(format!("unknown service {service}")).into_http();
+        let refusal = bounded(Status::unimplemented(format!("unknown service {service}"))).into_http();
         Box::pin(async { Ok(refusal) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::Code;
+
+    #[test]
+    fn a_long_message_keeps_its_beginning_and_its_end() {
+        let short = bounded(Status::not_found("no image"));
+        assert_eq!(short.message(), "no image");
+        let long = bounded(Status::not_found(format!("image {}: no such host", "é".repeat(50_000))));
+        assert_eq!(long.code(), Code::NotFound);
+        assert!(long.message().starts_with("image é") && long.message().ends_with("é: no such host"));
+        assert!(long.message().len() <= LONGEST_ERROR);
     }
 }

@@ -9,6 +9,7 @@ mod exec;
 
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -125,9 +126,20 @@ impl Cni {
         Cni { config, state, pod_cidr: Mutex::new(None), chains: Semaphore::new(CONCURRENT) }
     }
 
-    /// Takes the pod CIDR as the subnet of the default network for pods to come.
-    pub(crate) fn set_pod_cidr(&self, cidr: &str) {
-        *self.pod_cidr.lock().unwrap_or_else(PoisonError::into_inner) = Some(cidr.to_owned());
+    /// Takes the pod CIDR as the subnet of the default network for pods to come; false when it is none.
+    pub(crate) fn set_pod_cidr(&self, cidr: &str) -> bool {
+        let parts = cidr
+            .split_once('/')
+            .and_then(|(address, length)| Some((address.parse().ok()?, length.parse().ok()?)));
+        let is_one = match parts {
+            Some((IpAddr::V4(_), length)) => (0..=30_u8).contains(&length),
+            Some((IpAddr::V6(_), length)) => length <= 126,
+            None => false,
+        };
+        if is_one {
+            *self.pod_cidr.lock().unwrap_or_else(PoisonError::into_inner) = Some(cidr.to_owned());
+        }
+        is_one
     }
 
     /// The network that a pod would join now, with every plugin of it in place.

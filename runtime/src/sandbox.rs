@@ -3,6 +3,7 @@
 //! The record lives in a `watch`: readers borrow it for a moment, waiters subscribe. `operation` lets one act
 //! at a time change the sandbox; reading needs it never.
 
+pub(crate) mod check;
 mod create;
 mod files;
 mod holder;

@@ -11,6 +11,7 @@ use super::overlay::Overlay;
 use super::{Container, reserved_name};
 use crate::image::Image;
 use crate::record::{ContainerPhase, ContainerRecord};
+use crate::sandbox::check::check_log_path;
 use crate::sandbox::{self, Sandbox};
 use crate::service::{Engine, new_id, wall_ns};
 use crate::service_error::{ServiceError, chain};
@@ -29,6 +30,7 @@ impl Engine {
         if config.metadata.is_none() {
             return Err(ServiceError::Missing { field: "metadata of the container" });
         }
+        check_log_path(&config.log_path).map_err(|what| ServiceError::Invalid { what })?;
         let wanted = config.image.clone().unwrap_or_default().image;
         let image = self.images.resolve(&wanted).ok_or(ServiceError::NoImage { name: wanted })?;
         let id = new_id()?;

@@ -48,12 +48,12 @@ pub struct Failure {
 impl Failure {
     /// A failure of a kind.
     pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: bounded(message.into()) }
     }
 
     /// A failure from an error and its sources.
     pub(crate) fn of(kind: FailureKind, error: &(dyn std::error::Error + 'static)) -> Self {
-        Self { kind, message: chain(error) }
+        Self::new(kind, chain(error))
     }
 
     /// A failure of the disk, told apart by its cause.
@@ -62,8 +62,19 @@ impl Failure {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => FailureKind::NoSpace,
             _ => FailureKind::Io,
         };
-        Self { kind, message: format!("{subject}: {error}") }
+        Self::new(kind, format!("{subject}: {error}"))
     }
+}
+
+/// A failure quotes what a stranger sent, which may be a document's whole length.
+fn bounded(message: String) -> String {
+    const LONGEST: usize = 2048;
+    if message.len() <= LONGEST {
+        return message;
+    }
+    let head = message.floor_char_boundary(LONGEST / 2);
+    let tail = message.ceil_char_boundary(message.len() - LONGEST / 4);
+    format!("{}… {}", &message[..head], &message[tail..])
 }
 
 /// An error and its sources in one line.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use coracle_cri::v1;
 
+use super::check::check;
 use super::{Sandbox, files, hostname, is_host_network, namespaces, reserved_name, user_mapping};
 use crate::cni::{self, Attachment};
 use crate::netns;
@@ -32,6 +33,7 @@ impl Engine {
                 ),
             });
         }
+        check(&config).map_err(|what| ServiceError::Invalid { what })?;
         let user = user_mapping(&config).map_err(|what| ServiceError::Invalid { what })?;
         if user.is_some() && !self.has_user_namespaces() {
             let what = "user namespaces need Linux 5.19 and the maker of coracle; leave hostUsers out or set it to true";
@@ -44,11 +46,19 @@ impl Engine {
         self.index().sandboxes.insert(id.clone(), sandbox.clone());
         let made = self.make_sandbox(&sandbox).await;
         if let Err(error) = made {
-            for error in self.demolish_sandbox(&sandbox).await {
-                tracing::warn!(sandbox = %id, error = %chain(&error), "what a failed sandbox held was not all given back");
+            let left = self.demolish_sandbox(&sandbox).await;
+            for error in &left {
+                tracing::warn!(sandbox = %id, error = %chain(error), "what a failed sandbox held was not all given back");
             }
-            self.index().sandboxes.remove(&id);
-            self.release_name(&name, &id);
+            if left.is_empty() {
+                self.index().sandboxes.remove(&id);
+                self.release_name(&name, &id);
+            } else if let Err(error) =
+                sandbox.change(&self.layout, |record| record.phase = SandboxPhase::NotReady)
+            {
+                // It stays known all the same, so that its caller removes it and with that tries again.
+                tracing::warn!(sandbox = %id, error = %chain(&error), "record not written");
+            }
             return Err(error);
         }
         self.watch_shim(&sandbox);

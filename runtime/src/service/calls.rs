@@ -270,8 +270,9 @@ impl RuntimeService for Runtime {
         // Of two families the default bridge takes the first.
         if let Some(cidr) = network.and_then(|network| network.pod_cidr.split(',').next().map(str::to_owned))
             && !cidr.is_empty()
+            && !self.engine.cni.set_pod_cidr(&cidr)
         {
-            self.engine.cni.set_pod_cidr(&cidr);
+            return Err(ServiceError::Invalid { what: format!("pod_cidr {cidr:?} is not a subnet") }.into());
         }
         Ok(UpdateRuntimeConfigResponse {})
     }
