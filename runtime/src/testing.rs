@@ -5,6 +5,7 @@ mod image;
 mod registry;
 mod tarball;
 
+pub use crate::image::parsers;
 pub use image::{LayerCompression, TestImage};
 pub use registry::{Fault, Registry, RegistryOptions, Request};
 pub use tarball::{Member, Tarball};

@@ -11,6 +11,7 @@ mod cluster;
 mod conformance;
 mod critest;
 mod demo;
+mod fuzz;
 mod guest;
 mod old_kernel;
 mod peers;
@@ -30,6 +31,8 @@ cargo xtask COMMAND
   ci             what CI runs: format, lints, every test, the demo
   chaos [N] [--victim agent|shim|maker|worker]
                  kill such processes N times (200) at random moments while pods come and go
+  fuzz [TARGET…] [--seconds N] [--keep]
+                 libFuzzer on the parsers of references, manifests, tars and streams, ten minutes each
   old-kernel [NAME]
                  the tests with runc as maker, without the system calls that came after Linux 4.9
   guest [--systemd] [--cgroup-v1] [--kernel-arg WORD] [--test NAME]
@@ -83,6 +86,7 @@ fn main() -> Result<()> {
         ["cluster", words @ ..] => cluster::run(words),
         ["conformance", words @ ..] => conformance::run(words),
         ["critest", words @ ..] => critest::run(words),
+        ["fuzz", words @ ..] => fuzz::run(words),
         ["chaos", options @ ..] => test::chaos(options),
         ["old-kernel", filter @ ..] => old_kernel::run(filter),
         ["guest", options @ ..] => guest::run(&guest::Options::parse(options)?),

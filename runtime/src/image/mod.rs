@@ -17,6 +17,8 @@ mod index;
 mod layer;
 mod layout;
 mod manifest;
+#[cfg(feature = "testing")]
+pub mod parsers;
 mod platform;
 mod protocol;
 mod recipe;
