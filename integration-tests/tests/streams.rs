@@ -205,6 +205,34 @@ fn copies(world: &World) {
     assert!(most < before + STREAMS_KIB, "{most} KiB while copying, {before} before");
 }
 
+/// So many commands that write as fast as they may, to clients that read a little and then no more.
+fn slow_readers(world: &World) {
+    let (agent, before) = (world.agent(), pss_kib(world.agent()));
+    let mut clients: Vec<Running> = (0..64)
+        .map(|_| {
+            let mut kubectl = world.kubectl(&["exec", "web", "-c", "main", "--", "yes"]);
+            Running(kubectl.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+        })
+        .collect();
+    for client in &mut clients {
+        let mut some = [0; 4096];
+        client.0.stdout.as_mut().unwrap().read_exact(&mut some).unwrap();
+    }
+    let begun = Instant::now();
+    let mut most = 0;
+    while begun.elapsed() < Duration::from_secs(10) {
+        most = pss_kib(agent).max(most);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    println!("64 slow readers: agent {before} KiB before, {most} KiB at most");
+    assert!(most < before + STREAMS_KIB, "{most} KiB with slow readers, {before} before");
+    drop(clients);
+    let node = world.cluster.node("one").unwrap();
+    let shown = || node.last_words();
+    let writers = |_: &_| Ok(!node.machine.run(&["ps", "-eo", "args"])?.lines().any(|line| line == "yes"));
+    world.cluster.wait("the writers are gone", LIMIT, writers, shown).unwrap();
+}
+
 fn forwards(world: &World) {
     let mut forward = world.kubectl(&["port-forward", "pod/web", ":8080"]);
     let mut forward = Running(forward.stderr(Stdio::null()).spawn().unwrap());
@@ -284,6 +312,7 @@ fn all(name: &str, kind: &Kind) {
     attachments(&world);
     forwards(&world);
     debugs(&world);
+    slow_readers(&world);
     copies(&world);
     follows(&world);
     assert!(led_on(&world) >= 5, "{} requests came as WebSocket", led_on(&world));

@@ -10,11 +10,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use coracle_cri::v1::*;
 use coracle_cri::{Code, RuntimeService as _};
 use coracle_runtime::BridgeNetwork;
 use coracle_streaming::channel::{ExecOptions, Outcome, TerminalSize};
 use coracle_streaming::client::{self, Ask, ClientExec, Forwarder, Transport};
+use coracle_streaming::spdy;
 use hyper::header::{HeaderName, HeaderValue};
 use hyper::{HeaderMap, StatusCode};
 use service_support::{Node, namespaces, script_container, until};
@@ -382,6 +384,75 @@ async fn only_a_token_that_was_not_used_gets_anything() {
     node.stop_container(&id, 0).await;
     let request = ExecRequest { container_id: id.clone(), stdout: true, ..Default::default() };
     assert_eq!(node.runtime().exec(request).await.unwrap_err().code(), Code::FailedPrecondition);
+    node.remove_sandbox(&sandbox).await;
+    node.finish().await;
+}
+
+/// Writes the same until it is let go or nobody takes it for a second; how much was taken.
+async fn flood(socket: &mut TcpStream, bytes: &[u8]) -> usize {
+    let mut taken = 0;
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(5) {
+        let next = &bytes[taken % bytes.len()..];
+        match tokio::time::timeout(Duration::from_secs(1), socket.write(next)).await {
+            Ok(Ok(length)) => taken += length,
+            Ok(Err(_)) | Err(_) => break,
+        }
+    }
+    taken
+}
+
+#[tokio::test]
+async fn hostile_clients_keep_nobody_out_and_cost_nothing() {
+    let (node, sandbox, id) = running("sleep 1000").await;
+    collect(exec(&node, &id, &["true"], OUTPUT).await).await;
+    let before = resident();
+    // Clients without a token that never say what they want.
+    let url = exec_url(&node, &id, &["echo", "served"], OUTPUT).await;
+    let host = url.strip_prefix("http://").unwrap().split('/').next().unwrap().to_owned();
+    let mut strangers = Vec::new();
+    for number in 0..300 {
+        let mut socket = TcpStream::connect(&host).await.unwrap();
+        if number % 2 == 0 {
+            let _ = socket.write_all(b"POST /exec/ HTTP/1.1\r\nHost: x\r\nx: ").await;
+        }
+        strangers.push(socket);
+    }
+    let served = tokio::time::timeout(Duration::from_secs(8), open(&url, Transport::Spdy, OUTPUT)).await;
+    assert_eq!(collect(served.expect("a place is made at once")).await.0, "served\n");
+    // Those with a token that send without an end: streams, parts of a message, pings.
+    let (mut encoder, mut streams) = (spdy::Encoder::new(), BytesMut::new());
+    for number in 0..50_000 {
+        let headers = spdy::Headers::new().with("streamtype", format!("made up {number}"));
+        let (stream, fin, unidirectional) = (number * 2 + 1, false, false);
+        encoder.encode(&spdy::Frame::SynStream { stream, fin, unidirectional, headers }, &mut streams);
+    }
+    let ping: &[u8] = &[0x80, 3, 0, 6, 0, 0, 0, 4, 0, 0, 0, 1];
+    let part = [&[0, 0xfe, 0x10, 0, 0, 0, 0, 0][..], &[0; 4096]].concat();
+    for (transport, bytes) in [
+        (Transport::Spdy, streams.to_vec()),
+        (Transport::Spdy, ping.repeat(1000)),
+        (Transport::WebSocket, part),
+        (Transport::WebSocket, [0x89, 0x80, 0, 0, 0, 0].repeat(1000)),
+    ] {
+        let url = exec_url(&node, &id, &["wc"], SHELL).await;
+        let asked = Ask::exec(transport);
+        let (mut socket, status, _) = ask(&url, transport, &asked).await;
+        assert_eq!(status, StatusCode::SWITCHING_PROTOCOLS);
+        if bytes.len() > 4096 && transport == Transport::WebSocket && bytes[0] == 0 {
+            // The message that then goes on and on, to stdin.
+            socket.write_all(&[0x02, 0x81, 0, 0, 0, 0, 0]).await.unwrap();
+        }
+        let taken = flood(&mut socket, &bytes).await;
+        let more = resident().saturating_sub(before);
+        println!("{transport:?}: {taken} bytes taken, {more} bytes held");
+        assert!(more < 8 << 20, "{more} bytes more");
+    }
+    drop(strangers);
+    until("their commands to be gone", || async {
+        (!processes(&node, &id).await.lines().any(|line| line.ends_with(" wc"))).then_some(())
+    })
+    .await;
     node.remove_sandbox(&sandbox).await;
     node.finish().await;
 }

@@ -3,7 +3,9 @@
 //! One task accepts; one task per connection serves its requests, one after the other, and then the stream that the
 //! last of them asked for. A client that does not say what it wants within a while is let go.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +19,7 @@ use rustls::pki_types::CertificateDer;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
 use super::answer::{self, Answer, METRICS, TEXT};
@@ -37,7 +39,11 @@ const BUFFER: usize = 16 * 1024;
 pub(super) async fn serve(listener: TcpListener, acceptor: TlsAcceptor, shared: Arc<Shared>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
+    let mut strangers = Strangers::default();
     loop {
+        if places.available_permits() == 0 {
+            strangers.let_one_go();
+        }
         let Ok(place) = places.clone().acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -50,19 +56,50 @@ pub(super) async fn serve(listener: TcpListener, acceptor: TlsAcceptor, shared: 
         };
         while connections.try_join_next().is_some() {}
         let (acceptor, shared) = (acceptor.clone(), shared.clone());
-        connections.spawn(async move {
-            let session = connection(stream, acceptor, shared).await;
+        let known = Arc::new(AtomicBool::new(false));
+        let client = known.clone();
+        let task = connections.spawn(async move {
+            let session = connection(stream, acceptor, shared, client).await;
             // Streams have a bound of their own, so that they do not keep requests out.
             drop(place);
             if let Some(session) = session {
                 session.await;
             }
         });
+        strangers.add(task, known);
+    }
+}
+
+/// Connections on which nobody has asked for anything that he may have, the oldest first.
+#[derive(Default)]
+struct Strangers(VecDeque<(AbortHandle, Arc<AtomicBool>)>);
+
+impl Strangers {
+    fn add(&mut self, task: AbortHandle, known: Arc<AtomicBool>) {
+        self.forget();
+        self.0.push_back((task, known));
+    }
+
+    fn forget(&mut self) {
+        self.0.retain(|(task, known)| !task.is_finished() && !known.load(Ordering::Relaxed));
+    }
+
+    /// Ends the oldest, so that those who only hold places keep nobody out.
+    fn let_one_go(&mut self) {
+        self.forget();
+        if let Some((oldest, _)) = self.0.pop_front() {
+            oldest.abort();
+        }
     }
 }
 
 /// Serves requests, and returns the session that the last one began.
-async fn connection(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared>) -> Option<Session> {
+async fn connection(
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    shared: Arc<Shared>,
+    known: Arc<AtomicBool>,
+) -> Option<Session> {
     let _ = stream.set_nodelay(true);
     let accepted = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
     // Whoever probes the port without TLS is not worth a line of log.
@@ -71,7 +108,7 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared
     stream.get_mut().1.set_buffer_limit(Some(BUFFER));
     let chain: Vec<CertificateDer<'static>> =
         stream.get_ref().1.peer_certificates().map(<[_]>::to_vec).unwrap_or_default();
-    let client = Arc::new(Client { shared, chain });
+    let client = Arc::new(Client { shared, chain, known });
     let session = Arc::new(Mutex::new(None));
     let begun = session.clone();
     let service = service_fn(move |request| {
@@ -102,6 +139,8 @@ struct Client {
     shared: Arc<Shared>,
     /// Its certificates; judged at each request, for authorities change and certificates expire.
     chain: Vec<CertificateDer<'static>>,
+    /// Whether it has been served anything.
+    known: Arc<AtomicBool>,
 }
 
 impl Client {
@@ -114,6 +153,7 @@ impl Client {
         if let Err(Denied(status, words)) = allowed {
             return answer::error(status, words).into();
         }
+        self.known.store(true, Ordering::Relaxed);
         let shared = &self.shared;
         match route(method, path) {
             Route::Exec(place) => streaming::container(shared, request, &place, What::Exec).await,

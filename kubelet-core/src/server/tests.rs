@@ -289,6 +289,41 @@ async fn nobody_is_served_without_proof_and_permission() {
 }
 
 #[tokio::test]
+async fn strangers_get_nothing_and_keep_nobody_out() {
+    let world = World::new().await;
+    let others = authority("others");
+    // More than there are places: half that do not speak TLS, half that never finish what they ask for.
+    let mut held = Vec::new();
+    for _ in 0..CONNECTIONS / 2 + 10 {
+        held.push(TcpStream::connect(world.server.address()).await.unwrap());
+    }
+    let mut slow = Vec::new();
+    for _ in 0..CONNECTIONS / 2 {
+        let mut stream = world.connect(Some(leaf(&others, "admin", "system:masters"))).await;
+        stream.write_all(b"GET /pods HTTP/1.1\r\nHost: ").await.unwrap();
+        slow.push(stream);
+    }
+    let served = tokio::time::timeout(Duration::from_secs(8), world.get("/healthz")).await;
+    assert_eq!(served.expect("a place is made at once"), (200, "ok".into()));
+    drop((held, slow));
+    // A head without an end.
+    let mut stream = world.connect(Some(leaf(&others, "admin", "system:masters"))).await;
+    let flood = async {
+        stream.write_all(b"GET /pods HTTP/1.1\r\n").await?;
+        loop {
+            stream.write_all(b"x: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n").await?;
+        }
+    };
+    let ended: std::io::Result<()> = tokio::time::timeout(DEADLINE, flood).await.unwrap();
+    assert!(ended.is_err(), "it is let go");
+    // What another authority vouches for runs nothing.
+    let stranger = leaf(&others, "admin", "system:masters");
+    let head = "POST /exec/default/web/app?command=sh&output=1 HTTP/1.1\r\nContent-Length: 0\r\n\
+                Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io";
+    assert_eq!(world.ask(Some(stranger), head).await.0, 401);
+}
+
+#[tokio::test]
 async fn pods_metrics_and_configuration_are_told() {
     let world = World::new().await;
     let (status, body) = world.get("/pods").await;

@@ -2,8 +2,9 @@
 //! connection on to a session.
 //!
 //! One task accepts; one task per client serves its request. A client without a token that works gets a 404 and is let
-//! go soon; only so many are served at a time.
+//! go soon; only so many are served at a time, and who has said nothing for longest makes room for the next.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,8 +17,7 @@ use hyper::upgrade::Upgraded;
 use hyper::{HeaderMap, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::{Ticket, attach, exec, forward};
 use crate::service::Engine;
@@ -34,10 +34,10 @@ pub(super) type Io = TokioIo<Upgraded>;
 
 /// Accepts until dropped, which ends every connection that is no session yet.
 pub(super) async fn serve(engine: Arc<Engine>, listener: TcpListener) {
-    let places = Arc::new(Semaphore::new(CLIENTS));
+    // A client that has shown its token is a session of the engine's; all here are strangers, the oldest first.
     let mut clients = JoinSet::new();
+    let mut strangers: VecDeque<AbortHandle> = VecDeque::new();
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -48,11 +48,13 @@ pub(super) async fn serve(engine: Arc<Engine>, listener: TcpListener) {
             }
         };
         while clients.try_join_next().is_some() {}
-        let engine = engine.clone();
-        clients.spawn(async move {
-            let _place = place;
-            client(engine, stream).await;
-        });
+        strangers.retain(|client| !client.is_finished());
+        if strangers.len() >= CLIENTS
+            && let Some(oldest) = strangers.pop_front()
+        {
+            oldest.abort();
+        }
+        strangers.push_back(clients.spawn(client(engine.clone(), stream)));
     }
 }
 
