@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use coracle_runtime::image::Registries;
-use coracle_runtime::{BridgeNetwork, CniConfig, Config, Maker};
+use coracle_runtime::{BridgeNetwork, CniConfig, Config, Handler, Maker};
 
 use crate::args::duration;
 use crate::shim_file;
@@ -28,6 +28,11 @@ pub(crate) struct RuntimeArgs {
     /// OCI runtime that makes containers (runc, crun, nvidia-container-runtime); ours if not given
     #[arg(long, value_name = "PATH")]
     pub oci_runtime: Option<PathBuf>,
+
+    /// A runtime handler for RuntimeClasses: NAME=PATH of an OCI runtime, or NAME=TYPE of a containerd shim
+    /// (io.containerd.runc.v2[,Path=SHIM][,BinaryName=OCI-RUNTIME][,ConfigPath=FILE])
+    #[arg(long, value_name = "NAME=RUNTIME")]
+    pub runtime_handler: Vec<Handler>,
 
     /// The coracle-shim executable; the one built in, or beside this executable, if not given
     #[arg(long, value_name = "PATH")]
@@ -74,6 +79,7 @@ impl RuntimeArgs {
         let shim = shim_file::find(self.shim.as_deref(), &data_dir)?;
         let mut config = Config::new(data_dir, state_dir, shim);
         config.maker = self.oci_runtime.clone().map_or(Maker::Auto, Maker::Path);
+        config.handlers = self.runtime_handler.clone();
         config.cgroup_driver = match self.cgroup_driver {
             CgroupDriver::Cgroupfs => coracle_runtime::CgroupDriver::Cgroupfs,
             CgroupDriver::Systemd => coracle_runtime::CgroupDriver::Systemd,

@@ -28,6 +28,8 @@ pub enum Runtime {
     Containerd,
     /// `coracle cri` of these executables.
     Coracle(Executables),
+    /// The same with further flags, in a machine that has the peers' programs.
+    CoracleWith(Executables, Vec<String>),
     /// A containerd that has our shim as the handler `coracle`, and the example image for sandboxes.
     ContainerdWithShim(Release, Executables),
 }
@@ -37,7 +39,7 @@ impl Runtime {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Containerd | Self::ContainerdWithShim(..) => "containerd",
-            Self::Coracle(_) => "coracle",
+            Self::Coracle(_) | Self::CoracleWith(..) => "coracle",
         }
     }
 
@@ -45,7 +47,7 @@ impl Runtime {
     pub fn endpoint(&self) -> &'static str {
         match self {
             Self::Containerd | Self::ContainerdWithShim(..) => "unix:///run/containerd/containerd.sock",
-            Self::Coracle(_) => "unix:///run/coracle/cri.sock",
+            Self::Coracle(_) | Self::CoracleWith(..) => "unix:///run/coracle/cri.sock",
         }
     }
 }
@@ -73,7 +75,11 @@ impl Stand {
         stand.write("net.d/10-test.conflist", &conflist(PODS).to_string())?;
         match &stand.runtime {
             Runtime::Containerd => stand.start_containerd(plugins)?,
-            Runtime::Coracle(executables) => stand.start_coracle(executables, plugins)?,
+            Runtime::Coracle(executables) => stand.start_coracle(executables, plugins, "", &[])?,
+            Runtime::CoracleWith(executables, flags) => {
+                let programs = format!("{}:", plugins.display());
+                stand.start_coracle(executables, plugins, &programs, flags)?;
+            }
             Runtime::ContainerdWithShim(release, executables) => {
                 stand.start_with_shim(*release, executables, plugins)?;
             }
@@ -157,11 +163,17 @@ impl Stand {
         self.machine.run(&head.into_iter().chain(words.iter().copied()).collect::<Vec<_>>())
     }
 
-    fn start_coracle(&self, executables: &Executables, plugins: &Path) -> Result<()> {
+    fn start_coracle(
+        &self,
+        executables: &Executables,
+        plugins: &Path,
+        programs: &str,
+        flags: &[String],
+    ) -> Result<()> {
         let mirror = format!("mirrors:\n  \"*\":\n    endpoint: [\"http://{REGISTRY}\"]\n");
         self.write("registries.yaml", &mirror)?;
-        let arguments = [
-            "PATH=/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
+        let mut arguments = vec![
+            format!("PATH={programs}/usr/sbin:/usr/bin:/sbin:/bin"),
             executables.coracle.display().to_string(),
             "cri".to_owned(),
             format!("--listen={}", self.runtime.endpoint()),
@@ -170,6 +182,7 @@ impl Stand {
             "--cni-conf-dir=/var/lib/node/net.d".to_owned(),
             format!("--cni-bin-dir={}", plugins.display()),
         ];
+        arguments.extend_from_slice(flags);
         self.machine.start_service("coracle", Path::new("env"), &arguments)
     }
 

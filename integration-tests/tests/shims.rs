@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use coracle_integration_tests::containerd::Release;
 use coracle_integration_tests::cri::{Runtime, Stand};
+use coracle_integration_tests::images::{self, Set};
 use coracle_integration_tests::node::pss_kib;
+use coracle_integration_tests::peers::Peers;
 use coracle_integration_tests::{Executables, example_image};
 use serde_json::{Value, json};
 
@@ -16,16 +18,23 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// A stand with the example image.
 struct World {
     stand: Stand,
+    image: &'static str,
 }
 
 impl World {
     fn start(runtime: Runtime) -> Self {
         let executables = Executables::of_this_build();
+        if let Runtime::CoracleWith(..) = &runtime {
+            images::write(&Peers::new(), Set::Basic, Some(&executables.example)).unwrap();
+            let world = Self { stand: Stand::start(runtime).unwrap(), image: images::EXAMPLE };
+            world.ask(&["pull", images::EXAMPLE]);
+            return world;
+        }
         let stand = Stand::start(runtime).unwrap();
         let archive = stand.machine.folder.join("lib/node/example.tar");
         example_image::write(&executables.example, &archive).unwrap();
         stand.import(&PathBuf::from("/var/lib/node/example.tar")).unwrap();
-        Self { stand }
+        Self { stand, image: example_image::NAME }
     }
 
     fn ask(&self, words: &[&str]) -> String {
@@ -46,13 +55,14 @@ impl World {
             "metadata": {"name": "pod", "namespace": "default", "uid": "u1", "attempt": 0},
             "log_directory": "/var/log/pod", "linux": {},
         });
+        std::fs::create_dir_all(self.stand.machine.folder.join("log/pod")).unwrap();
         let config = self.file("pod.json", &config);
         (self.ask(&["runp", "--runtime", handler, &config]), config)
     }
 
     fn run_container(&self, pod: (&str, &str), name: &str, arguments: &[&str]) -> String {
         let config = json!({
-            "metadata": {"name": name, "attempt": 0}, "image": {"image": example_image::NAME}, "args": arguments,
+            "metadata": {"name": name, "attempt": 0}, "image": {"image": self.image}, "args": arguments,
             "log_path": format!("{name}.log"), "stdin": arguments == ["echo"],
             "linux": {"resources": {"memory_limit_in_bytes": 32 << 20}},
         });
@@ -178,4 +188,98 @@ fn our_shim_under_the_newest_containerd() {
 #[test]
 fn our_shim_under_debians_containerd() {
     under_containerd(Release::Debian);
+}
+
+/// A pod on our runtime with a handler of somebody else's, and kills of both sides; `shim` names the shim's executable.
+fn under_coracle(handler: &str, shim: &str) {
+    let flags = vec![format!("--runtime-handler={handler}")];
+    let world = World::start(Runtime::CoracleWith(Executables::of_this_build(), flags));
+    let status = world.ask(&["info"]);
+    assert!(status.contains("\"name\": \"other\""), "{status}");
+    let (pod, config) = world.run_pod("other");
+    let counter = world.run_container((&pod, &config), "counter", &["count", "1"]);
+    let shims = world.processes(shim);
+    assert_eq!(shims.len(), 1, "a pod has one shim");
+    assert_eq!(world.processes("coracle-shim").len(), 2, "one of ours, and the holder of the PID namespace");
+    world.wait("output", || world.lines_of("counter") > 1);
+    assert!(world.ask(&["logs", &counter]).starts_with("0\n1"), "{}", world.log("counter"));
+    assert_eq!(
+        world.ask(&["exec", "--sync", &counter, "/example", "open", "/etc/passwd"]),
+        "/etc/passwd is open"
+    );
+    let failed = world.stand.crictl(&["exec", "--sync", &counter, "/example", "exit", "7"]).unwrap_err();
+    assert!(failed.to_string().contains('7'), "{failed:#}");
+    assert!(world.ask(&["exec", &counter, "/example", "open", "/etc/group"]).contains("is open"));
+    world.ask(&["update", "--memory", "67108864", &counter]);
+    let hog = world.run_container((&pod, &config), "hog", &["fill", "64"]);
+    world.wait("the hog's end", || world.inspect(&hog)["status"]["reason"] == "OOMKilled");
+
+    // The runtime dies; output goes on to the log, and the next one adopts the pod.
+    let pid = world.inspect(&counter)["info"]["pid"].as_u64().unwrap();
+    let brief = world.run_container((&pod, &config), "brief", &["exit", "3"]);
+    world.stand.machine.kill_service("coracle").unwrap();
+    let lines = world.lines_of("counter");
+    world.wait("output goes on without a runtime", || world.lines_of("counter") > lines + 1);
+    world.stand.machine.start_service_again("coracle").unwrap();
+    world.wait("coracle again", || world.stand.crictl(&["version"]).is_ok());
+    assert_eq!(world.processes(shim), shims);
+    assert_eq!(world.inspect(&counter)["info"]["pid"].as_u64(), Some(pid));
+    world.wait("an end meanwhile", || world.inspect(&brief)["status"]["exitCode"] == 3);
+    assert_eq!(
+        world.ask(&["exec", "--sync", &counter, "/example", "open", "/etc/group"]),
+        "/etc/group is open"
+    );
+
+    world.ask(&["stop", "--timeout", "5", &counter]);
+    assert_eq!(world.inspect(&counter)["status"]["state"], "CONTAINER_EXITED");
+    world.ask(&["rm", &counter]);
+
+    // The other shim is killed: its containers end, and the pod goes without a trace.
+    let second = world.run_container((&pod, &config), "second", &["sleep"]);
+    let dead = rustix::process::Pid::from_raw(shims[0].cast_signed()).unwrap();
+    rustix::process::kill_process(dead, rustix::process::Signal::KILL).unwrap();
+    world.wait("its end", || world.inspect(&second)["status"]["state"] == "CONTAINER_EXITED");
+    world.ask(&["stopp", &pod]);
+    world.ask(&["rmp", &pod]);
+    let (pod, config) = world.run_pod("other");
+    world.run_container((&pod, &config), "third", &["sleep"]);
+    world.ask(&["stopp", &pod]);
+    world.ask(&["rmp", &pod]);
+    world.wait("the shims' end", || {
+        world.processes(shim).is_empty() && world.processes("coracle-shim").is_empty()
+    });
+    world.wait("the containers' end", || world.processes("/example").is_empty());
+    let folders =
+        ["s", "containers", "sandboxes", "maker", "foreign"].map(|name| format!("/run/coracle/{name}"));
+    let mut find = vec!["find"];
+    find.extend(folders.iter().map(String::as_str));
+    find.extend(["-mindepth", "1", "!", "-path", "/run/coracle/foreign/k8s.io"]);
+    let left = world.stand.machine.run(&find).unwrap();
+    assert_eq!(left, "", "{}", world.stand.last_words());
+    let mounts = world.mounts();
+    assert!(!mounts.contains("/run/coracle/containers"), "{mounts}");
+}
+
+#[test]
+fn containerds_shim_under_our_runtime() {
+    let runc = Peers::new().program("runc").unwrap();
+    let handler = format!("other=io.containerd.runc.v2,BinaryName={}", runc.display());
+    under_coracle(&handler, "containerd-shim-runc-v2");
+}
+
+#[test]
+fn another_maker_under_our_shim() {
+    let runc = Peers::new().program("runc").unwrap();
+    let flags = vec![format!("--runtime-handler=other={}", runc.display())];
+    let world = World::start(Runtime::CoracleWith(Executables::of_this_build(), flags));
+    let (pod, config) = world.run_pod("other");
+    let id = world.run_container((&pod, &config), "counter", &["count", "1"]);
+    world.wait("output", || world.lines_of("counter") > 1);
+    let state = world.stand.machine.run(&["ls", &format!("/run/coracle/maker/{id}")]).unwrap();
+    assert!(state.contains("state.json"), "runc has made it: {state}");
+    assert_eq!(world.ask(&["exec", "--sync", &id, "/example", "open", "/etc/group"]), "/etc/group is open");
+    world.ask(&["stopp", &pod]);
+    world.ask(&["rmp", &pod]);
+    let refused = world.stand.crictl(&["runp", "--runtime", "nobody", &config]).unwrap_err();
+    assert!(refused.to_string().contains("no runtime for"), "{refused:#}");
 }

@@ -140,6 +140,27 @@ impl Cgroups {
         Ok(made)
     }
 
+    /// Moves a process into `path` of every tree.
+    pub(crate) fn enter(&self, path: &str, pid: u32) -> Result<(), CgroupError> {
+        self.ensure(path)?;
+        for tree in self.trees().filter(|tree| below(tree, path).exists()) {
+            let file = below(tree, path).join("cgroup.procs");
+            fs::write(&file, pid.to_string()).map_err(|source| CgroupError::Create { path: file, source })?;
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel has killed in `path` for want of memory.
+    pub(crate) fn oom_killed(&self, path: &str) -> bool {
+        let Some(folder) = self.directory("memory", path) else { return false };
+        let text = ["memory.events", "memory.oom_control"]
+            .iter()
+            .find_map(|file| fs::read_to_string(folder.join(file)).ok())
+            .unwrap_or_default();
+        let kills = text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse::<u64>().ok());
+        kills.is_some_and(|kills| kills > 0)
+    }
+
     /// Kills every process in `path` and below, also one that forks faster than it can be listed, and waits
     /// until they are gone. Nothing there is success.
     pub(crate) async fn kill(&self, path: &str) -> Result<(), CgroupError> {

@@ -1,8 +1,12 @@
 //! What an embedder decides about a [`crate::Runtime`]: paths, maker, cgroup driver, pod network. Resolved
 //! once by the embedder and never changed while the runtime lives.
 
+mod handler;
+
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use handler::{ForeignShim, Handler, HandlerError, HandlerKind};
 
 use crate::image::Registries;
 
@@ -60,6 +64,8 @@ pub struct Config {
     pub shim: PathBuf,
     /// Which OCI runtime makes the containers.
     pub maker: Maker,
+    /// Runtime handlers beside our own.
+    pub handlers: Vec<Handler>,
     /// Who creates the cgroups of containers.
     pub cgroup_driver: CgroupDriver,
     /// The cgroup of the shims. It must be neither the agent's, which a service manager kills, nor a pod's,
@@ -84,6 +90,7 @@ impl Config {
             helper: std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe")),
             shim: shim.into(),
             maker: Maker::Auto,
+            handlers: Vec::new(),
             cgroup_driver: CgroupDriver::Cgroupfs,
             shim_cgroup: "/coracle-shims".into(),
             cni: CniConfig::default(),
@@ -91,6 +98,11 @@ impl Config {
             pull_stall: Duration::from_secs(30),
             shm_size: 64 << 20,
         }
+    }
+
+    /// The handler of that name, unless it is our own.
+    pub(crate) fn handler(&self, name: &str) -> Option<&Handler> {
+        self.handlers.iter().find(|handler| handler.name == name)
     }
 
     /// Where images live.
@@ -179,6 +191,16 @@ impl Layout {
     /// State directory of the maker, one for the whole runtime.
     pub(crate) fn maker_root(&self) -> PathBuf {
         self.state.join("maker")
+    }
+
+    /// State directory of makers that shims of other kinds call.
+    pub(crate) fn foreign_root(&self) -> PathBuf {
+        self.state.join("foreign")
+    }
+
+    /// Sockets of shims of other kinds. Short: their names have 64 characters.
+    pub(crate) fn foreign_sockets(&self) -> PathBuf {
+        self.state.join("s")
     }
 
     /// Results and address leases of the network plugins.

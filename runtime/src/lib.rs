@@ -27,7 +27,9 @@ mod sys;
 pub mod testing;
 
 pub use cgroup::CgroupError;
-pub use config::{BridgeNetwork, CgroupDriver, CniConfig, Config, Maker};
+pub use config::{
+    BridgeNetwork, CgroupDriver, CniConfig, Config, ForeignShim, Handler, HandlerError, HandlerKind, Maker,
+};
 pub use helper::run_helper;
 pub use record::RecordError;
 pub use service::{Recorded, Runtime, StartError, read_records};

@@ -6,6 +6,7 @@
 pub(crate) mod check;
 mod create;
 mod files;
+mod foreign;
 mod holder;
 mod shim;
 mod stop;
@@ -22,11 +23,27 @@ use crate::record::{RecordError, SandboxPhase, SandboxRecord};
 use crate::service_error::ServiceError;
 use crate::shim_client::ShimClient;
 
+/// The shims of a sandbox.
+#[derive(Clone)]
+pub(crate) struct Shims {
+    /// Ours.
+    pub(crate) own: ShimClient,
+    /// One of another kind, which runs the containers then.
+    pub(crate) foreign: Option<ShimClient>,
+}
+
+impl Shims {
+    /// The one that runs the containers.
+    pub(crate) fn tasks(&self) -> &ShimClient {
+        self.foreign.as_ref().unwrap_or(&self.own)
+    }
+}
+
 /// A sandbox.
 pub(crate) struct Sandbox {
     pub(crate) id: String,
     record: watch::Sender<SandboxRecord>,
-    shim: Mutex<Option<ShimClient>>,
+    shims: Mutex<Option<Shims>>,
     /// Held by the act that changes the sandbox.
     pub(crate) operation: tokio::sync::Mutex<()>,
 }
@@ -36,7 +53,7 @@ impl Sandbox {
         Sandbox {
             id: record.id.clone(),
             record: watch::Sender::new(record),
-            shim: Mutex::new(None),
+            shims: Mutex::new(None),
             operation: tokio::sync::Mutex::new(()),
         }
     }
@@ -67,14 +84,24 @@ impl Sandbox {
         !matches!(self.record.borrow().phase, SandboxPhase::Creating)
     }
 
-    /// The connection to the shim of a ready sandbox.
-    pub(crate) fn shim(&self) -> Result<ShimClient, ServiceError> {
-        let shim = self.shim.lock().unwrap_or_else(PoisonError::into_inner);
-        shim.clone().ok_or_else(|| ServiceError::SandboxNotReady { id: self.id.clone() })
+    /// The connections to the shims of a ready sandbox.
+    pub(crate) fn shims(&self) -> Result<Shims, ServiceError> {
+        let shims = self.shims.lock().unwrap_or_else(PoisonError::into_inner);
+        shims.clone().ok_or_else(|| ServiceError::SandboxNotReady { id: self.id.clone() })
     }
 
-    pub(crate) fn set_shim(&self, client: Option<ShimClient>) {
-        *self.shim.lock().unwrap_or_else(PoisonError::into_inner) = client;
+    /// Our shim, which keeps the logs.
+    pub(crate) fn shim(&self) -> Result<ShimClient, ServiceError> {
+        Ok(self.shims()?.own)
+    }
+
+    /// The shim that runs the containers.
+    pub(crate) fn tasks(&self) -> Result<ShimClient, ServiceError> {
+        Ok(self.shims()?.tasks().clone())
+    }
+
+    pub(crate) fn set_shims(&self, shims: Option<Shims>) {
+        *self.shims.lock().unwrap_or_else(PoisonError::into_inner) = shims;
     }
 
     /// The name that no other sandbox may have.

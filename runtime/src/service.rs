@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::cgroup::{CgroupError, Cgroups};
 use crate::cni::Cni;
-use crate::config::{Config, Layout, Maker};
+use crate::config::{Config, Handler, HandlerKind, Layout, Maker};
 use crate::container::Container;
 use crate::event::Events;
 use crate::image::ImageStore;
@@ -161,6 +161,7 @@ impl Runtime {
             return Err(StartError::NoShim { path: config.shim.clone() });
         }
         let maker = choose_maker(&config)?;
+        check_handlers(&config);
         let loaded = tokio::task::spawn_blocking(crate::spec::apparmor::load_default).await;
         if let Ok(Err(error)) = loaded {
             let error = crate::service_error::chain(&error);
@@ -228,6 +229,14 @@ impl Engine {
         let state = &self.layout.state;
         if let Err(error) = crate::container::overlay::unmake_private(state) {
             tracing::warn!(%error, path = %state.display(), "the state folder stays a mount point");
+        }
+    }
+
+    /// The maker of a handler's pods: its executable and first arguments.
+    pub(crate) fn maker_of(&self, handler: &str) -> Vec<String> {
+        match self.config.handler(handler).map(|handler| &handler.kind) {
+            Some(HandlerKind::Maker(path)) => vec![path.to_string_lossy().into_owned()],
+            _ => self.maker.clone(),
         }
     }
 
@@ -331,6 +340,7 @@ fn prepare_folders(layout: &Layout) -> Result<(), StartError> {
         layout.containers(),
         layout.shims(),
         layout.maker_root(),
+        layout.foreign_sockets(),
         layout.cni(),
         layout.layers(),
     ];
@@ -401,6 +411,22 @@ fn choose_maker(config: &Config) -> Result<Vec<String>, StartError> {
                         .into(),
                 )),
             }
+        }
+    }
+}
+
+/// Tells of handlers whose programs are not there; their pods are refused, and no other.
+fn check_handlers(config: &Config) {
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    for Handler { name, kind } in &config.handlers {
+        let missing = match kind {
+            HandlerKind::Maker(path) => (!is_executable(path)).then(|| path.display().to_string()),
+            HandlerKind::Shim(shim) => {
+                shim.find(std::env::split_paths(&folders)).is_none().then(|| shim.runtime_type.clone())
+            }
+        };
+        if let Some(missing) = missing {
+            tracing::warn!(handler = %name, %missing, "pods of this runtime handler cannot run: it is not installed");
         }
     }
 }

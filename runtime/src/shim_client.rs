@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use coracle_shim::protocol::call::Peer;
 use coracle_shim::protocol::{Code, Decoder, Method, call, method, task};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
@@ -98,6 +99,8 @@ pub(crate) struct ShimClient {
 }
 
 struct Connection {
+    /// Who is called, where that is not a shim of ours.
+    peer: Option<Peer>,
     pending: Arc<Mutex<Pending>>,
     writer: Arc<tokio::sync::Mutex<OwnedWriteHalf>>,
     closed: watch::Receiver<bool>,
@@ -113,6 +116,11 @@ impl Drop for Connection {
 impl ShimClient {
     /// Connects to a listening shim.
     pub(crate) async fn connect(socket: &Path) -> Result<ShimClient, ShimError> {
+        Self::connect_to(socket, None).await
+    }
+
+    /// Connects to a listening shim, which may be somebody else's.
+    pub(crate) async fn connect_to(socket: &Path, peer: Option<Peer>) -> Result<ShimClient, ShimError> {
         let stream = UnixStream::connect(socket)
             .await
             .map_err(|source| ShimError::Connect { socket: socket.into(), source })?;
@@ -120,7 +128,7 @@ impl ShimClient {
         let pending = Arc::new(Mutex::new(Pending { next_stream: 1, ..Default::default() }));
         let (close, closed) = watch::channel(false);
         let reader = tokio::spawn(read_answers(read, pending.clone(), close)).abort_handle();
-        let connection = Connection { pending, writer: Arc::new(write.into()), closed, reader };
+        let connection = Connection { peer, pending, writer: Arc::new(write.into()), closed, reader };
         Ok(ShimClient { connection: Arc::new(connection) })
     }
 
@@ -174,7 +182,10 @@ impl ShimClient {
         let (stream, answer) = self.register(M::NAME)?;
         let _forget = Forget { pending: &self.connection.pending, stream };
         let bound = bound.map(|bound| i64::try_from(bound.as_nanos()).unwrap_or(i64::MAX));
-        let frame = call::request::<M>(stream, request, bound);
+        let frame = match &self.connection.peer {
+            None => call::request::<M>(stream, request, bound),
+            Some(peer) => call::request_to::<M>(peer, stream, request, bound),
+        };
         self.write(frame).await.map_err(|_| ShimError::Gone { method: M::NAME })?;
         let payload = answer.await.map_err(|_| ShimError::Gone { method: M::NAME })?;
         call::response::<M>(&payload).map_err(|status| ShimError::Refused {

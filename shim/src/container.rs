@@ -116,6 +116,8 @@ pub(crate) struct Container {
     /// The container's cgroup, if its creation is what makes it.
     pub(crate) fresh_cgroup: Option<Fresh>,
     pub(crate) oom: bool,
+    /// Another shim runs it; only its log is kept here.
+    pub(crate) kept: bool,
     /// Whether its root was mounted here.
     pub(crate) mounted: bool,
 }
@@ -134,6 +136,7 @@ impl Container {
             facts,
             fresh_cgroup: None,
             oom: false,
+            kept: false,
             mounted: false,
         }
     }

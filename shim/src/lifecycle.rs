@@ -432,7 +432,7 @@ impl Shim {
     }
 
     /// Drops a container; who still asks for it gets `status`.
-    fn forget(&mut self, id: &str, reply: Option<ReplyTo>, status: Status) {
+    pub(crate) fn forget(&mut self, id: &str, reply: Option<ReplyTo>, status: Status) {
         let Some(at) = self.containers.iter().position(|container| container.id == id) else { return };
         let mut container = self.containers.remove(at);
         if container.mounted {

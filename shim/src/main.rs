@@ -16,6 +16,7 @@ mod execs;
 mod exit_record;
 mod hold;
 mod job;
+mod keeper;
 mod lifecycle;
 mod maker;
 mod pump;

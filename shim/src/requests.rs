@@ -3,7 +3,7 @@
 //! Methods of [`Shim`], called by the loop. What concerns one container happens in the order in which it was asked,
 //! as far as it changes the container; what only asks or signals does not wait for a maker.
 
-use coracle_shim::protocol::method::{SHIM_SERVICE, TASK_SERVICE, TASK_SERVICE_V3};
+use coracle_shim::protocol::method::{EVENTS_SERVICE, SHIM_SERVICE, TASK_SERVICE, TASK_SERVICE_V3};
 use coracle_shim::protocol::{Code, Empty, PROTOCOL_VERSION, Request, Status, shim, task};
 use prost::Message;
 
@@ -112,6 +112,12 @@ impl Shim {
             (TASK_SERVICE, "Connect") => return self.connect(reply, &decode(request)?),
             (TASK_SERVICE, "Shutdown") => return self.shutdown(reply, &decode(request)?),
             (SHIM_SERVICE, "Info") => return self.info(reply),
+            (SHIM_SERVICE, "KeepLog") => return self.keep_log(reply, decode(request)?),
+            (SHIM_SERVICE, "ForgetLog") => return self.forget_log(reply, &decode(request)?),
+            (EVENTS_SERVICE, "Forward") => {
+                self.hear(reply, decode(request)?);
+                return Ok(());
+            }
             (TASK_SERVICE, "State") => Operation::State(decode(request)?),
             (TASK_SERVICE, "Start") => Operation::Start(decode(request)?),
             (TASK_SERVICE, "Delete") => Operation::Delete(decode(request)?),

@@ -8,6 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use coracle_shim::protocol::CRI_LOG_SCHEME;
+use coracle_shim::protocol::shim::KeepLogRequest;
 
 use crate::attached::Attached;
 use crate::cri_log::{Framer, LogFile, StreamName};
@@ -64,6 +65,7 @@ pub(crate) struct MakerEnds {
 pub(crate) struct Streams {
     outputs: Vec<Output>,
     input: Option<Input>,
+    /// The terminal's master; of a container that another shim runs, its input, held open.
     console: Option<File>,
     log: Option<LogFile>,
     /// What the log refused, once it is closed because nothing more can come.
@@ -93,6 +95,40 @@ impl Streams {
             ends.stdin = streams.open_input(&addresses.stdin)?;
         }
         Ok((streams, ends))
+    }
+
+    /// Opens the pipes of a container that another shim runs, and its log.
+    pub(crate) fn keep(request: &KeepLogRequest) -> Result<Self, StdioError> {
+        let mut streams = Self { terminal: request.terminal, ..Self::default() };
+        for (name, stream, address) in
+            [("stdout", StreamName::Stdout, &request.stdout), ("stderr", StreamName::Stderr, &request.stderr)]
+        {
+            if address.is_empty() {
+                continue;
+            }
+            let target = if request.log.is_empty() {
+                Target::Nowhere
+            } else {
+                streams.open_log(name, Path::new(&request.log))?;
+                Target::Log(Framer::default())
+            };
+            // Open for reading alone, so that the output ends when the other shim closes its side.
+            let source = open_fifo(name, address, false)?;
+            let attached = Vec::new();
+            streams.outputs.push(Output {
+                id: 0,
+                stream,
+                source: Some(source),
+                target,
+                attached,
+                ended: false,
+            });
+        }
+        if !request.stdin.is_empty() {
+            // Somebody must have it open, or the input would end with the first client that leaves.
+            streams.console = Some(open_fifo("stdin", &request.stdin, true)?);
+        }
+        Ok(streams)
     }
 
     fn open_output(
@@ -368,6 +404,16 @@ const PROCESS_PIPES: &str = "/proc/";
 /// Whether the stream belongs to a living process and ends with it.
 pub(crate) fn ends_with_its_process(address: &str) -> bool {
     address.starts_with(PROCESS_PIPES)
+}
+
+/// Opens a named pipe to read, or to hold it open.
+fn open_fifo(name: &'static str, address: &str, hold: bool) -> Result<File, StdioError> {
+    let path = Path::new(address);
+    if !path.is_absolute() {
+        return Err(StdioError::Relative { name, address: address.into() });
+    }
+    let open = OpenOptions::new().read(true).write(hold).custom_flags(libc::O_NONBLOCK).open(path);
+    open.map_err(|source| StdioError::Open { name, path: path.to_path_buf(), source })
 }
 
 /// Opens a pipe. A named one is opened for both directions, so that it neither waits for the other side nor breaks when

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_cri::v1::ContainerEventType;
-use coracle_shim::protocol::{method, task};
+use coracle_shim::protocol::{method, shim, task};
 use serde::Deserialize;
 use tokio::process::Command;
 
@@ -48,9 +48,11 @@ impl Engine {
     ) {
         let _act = container.operation.lock().await;
         let ContainerPhase::Running { started_at, .. } = container.record().phase else { return };
-        let oom = self.read_exit_record(&container.id).is_some_and(|record| record.oom);
+        let mut oom = self.read_exit_record(&container.id).is_some_and(|record| record.oom);
         if let Ok(sandbox) = self.sandbox(&container.sandbox_id) {
             let cgroup = self.container_cgroup(container, &sandbox);
+            // Another shim tells it by an event, which may come later.
+            oom |= self.has_foreign_shim(&sandbox.id) && self.cgroups.oom_killed(&cgroup);
             if let Err(error) = self.end_task(&sandbox, &container.id, &cgroup).await {
                 tracing::warn!(container = %container.id, error = %chain(&error), "an exited container left something");
             }
@@ -75,7 +77,7 @@ impl Engine {
         };
         if let Ok(sandbox) = self.sandbox(&container.sandbox_id) {
             let cgroup = self.container_cgroup(container, &sandbox);
-            if let Err(error) = self.clear_task(&container.id, &cgroup).await {
+            if let Err(error) = self.clear_task(&sandbox, &container.id, &cgroup).await {
                 tracing::warn!(container = %container.id, error = %chain(&error), "a lost container left something");
             }
         }
@@ -125,7 +127,8 @@ impl Engine {
     ) -> Result<(), ServiceError> {
         // Processes that outlive the first one share the namespace of somebody else; they end with it here.
         self.cgroups.kill(cgroup).await?;
-        if let Ok(shim) = sandbox.shim() {
+        if let Ok(shims) = sandbox.shims() {
+            let shim = shims.tasks();
             let request = task::DeleteRequest { id: id.to_owned(), exec_id: String::new() };
             let deadline = tokio::time::Instant::now() + BOUND;
             let mut pause = Duration::from_millis(2);
@@ -143,18 +146,36 @@ impl Engine {
                     Err(error) => return Err(error.into()),
                 }
             }
+            if shims.foreign.is_some() {
+                let request = shim::ForgetLogRequest { id: id.to_owned() };
+                match shims.own.call::<method::ForgetLog>(&request, BOUND).await {
+                    Ok(_) | Err(ShimError::Gone { .. }) => {}
+                    Err(error) if error.is_not_found() => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
         }
-        self.clear_task(id, cgroup).await
+        self.clear_task(sandbox, id, cgroup).await
     }
 
     /// Removes what is left of a task when no shim does it: processes, cgroup, the maker's state. Idempotent.
-    pub(crate) async fn clear_task(&self, id: &str, cgroup: &str) -> Result<(), ServiceError> {
+    pub(crate) async fn clear_task(
+        &self,
+        sandbox: &Sandbox,
+        id: &str,
+        cgroup: &str,
+    ) -> Result<(), ServiceError> {
         self.cgroups.kill(cgroup).await?;
+        let bundle = if id == sandbox.id { self.holder_bundle(id) } else { self.layout.bundle(id) };
+        if sandbox.shims().is_err() && bundle.exists() && self.has_foreign_shim(&sandbox.id) {
+            self.delete_by_foreign(&sandbox.id, id, &bundle).await;
+        }
         let kept =
             [self.layout.maker_root().join(id), self.layout.maker_root().join(format!(".prepared-{id}"))];
         if kept.iter().any(|path| path.exists()) {
             // Only the maker knows its state, hooks to run, and whether a creation that was cut off still ends.
-            self.delete_by_maker(id).await;
+            let handler = sandbox.record().runtime_handler.clone();
+            self.delete_by_maker(&handler, id).await;
             self.cgroups.kill(cgroup).await?;
         }
         self.cgroups.remove(cgroup).await?;
@@ -170,9 +191,10 @@ impl Engine {
     }
 
     /// Runs the maker's `delete --force`. What it does not do is done by hand afterwards.
-    async fn delete_by_maker(&self, id: &str) {
-        let mut command = Command::new(&self.maker[0]);
-        command.args(&self.maker[1..]).arg("--root").arg(self.layout.maker_root());
+    async fn delete_by_maker(&self, handler: &str, id: &str) {
+        let maker = self.maker_of(handler);
+        let mut command = Command::new(&maker[0]);
+        command.args(&maker[1..]).arg("--root").arg(self.layout.maker_root());
         if self.config.cgroup_driver == CgroupDriver::Systemd {
             command.arg("--systemd-cgroup");
         }

@@ -56,7 +56,7 @@ impl Engine {
         if command.is_empty() {
             return Err(ServiceError::Missing { field: "a command" });
         }
-        let shim = self.sandbox(&container.sandbox_id)?.shim()?;
+        let shim = self.sandbox(&container.sandbox_id)?.tasks()?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let id = format!("exec-{}-{number}", std::process::id());
         let exec = Exec { shim, container: container.id.clone(), id };

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_cri::v1::ContainerEventType;
-use coracle_shim::protocol::{CRI_LOG_SCHEME, method, task};
+use coracle_shim::protocol::{CRI_LOG_SCHEME, method, shim, task};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use super::{Container, phase_name};
 use crate::record::{ContainerPhase, Exit};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, Shims};
 use crate::service::{Engine, wall_ns};
 use crate::service_error::{ServiceError, chain};
 use crate::shim_client::{ShimClient, ShimError};
@@ -37,12 +37,12 @@ impl Engine {
         if !sandbox.is_ready() {
             return Err(ServiceError::SandboxNotReady { id: sandbox.id.clone() });
         }
-        let shim = sandbox.shim()?;
+        let shims = sandbox.shims()?;
         let started_at = wall_ns();
         container.change(&self.layout, |record| record.phase = ContainerPhase::Starting { started_at })?;
         // A stop of the pod says "not ready" before it looks at phases: either it waits for us, or we see that.
         let started = match sandbox.is_ready() {
-            true => self.start_task(container, &shim).await,
+            true => self.start_task(container, &shims).await,
             false => Err(ServiceError::SandboxNotReady { id: sandbox.id.clone() }),
         };
         match started {
@@ -52,14 +52,14 @@ impl Engine {
                     return Err(self.fail_start(container, &sandbox, error.into()).await);
                 }
                 self.tell(ContainerEventType::ContainerStartedEvent, container);
-                self.watch_exit(container, shim);
+                self.watch_exit(container, shims.tasks().clone());
                 Ok(())
             }
             Err(error) => Err(self.fail_start(container, &sandbox, error).await),
         }
     }
 
-    async fn start_task(&self, container: &Container, shim: &ShimClient) -> Result<u32, ServiceError> {
+    async fn start_task(&self, container: &Container, shims: &Shims) -> Result<u32, ServiceError> {
         let (log, terminal, has_input) = {
             let record = container.record();
             (record.log_path.clone(), record.config.tty, record.config.stdin)
@@ -67,7 +67,7 @@ impl Engine {
         // A pod without a log folder wants no log, but somebody may attach.
         let output = if log.is_empty() { "/dev/null".to_owned() } else { format!("{CRI_LOG_SCHEME}{log}") };
         let stdin = if has_input { self.make_stdin(&container.id)? } else { String::new() };
-        let create = task::CreateTaskRequest {
+        let mut create = task::CreateTaskRequest {
             id: container.id.clone(),
             bundle: self.layout.bundle(&container.id).to_string_lossy().into_owned(),
             terminal,
@@ -76,14 +76,48 @@ impl Engine {
             stdout: output,
             ..Default::default()
         };
+        if shims.foreign.is_some() {
+            self.keep_log(container, shims, log, &mut create).await?;
+        }
+        let shim = shims.tasks();
         shim.call::<method::Create>(&create, MAKE_BOUND).await?;
         let start = task::StartRequest { id: container.id.clone(), ..Default::default() };
         Ok(shim.call::<method::Start>(&start, MAKE_BOUND).await?.pid)
     }
 
+    /// Another shim knows no CRI logs: it writes to pipes, and ours from these to the log.
+    async fn keep_log(
+        &self,
+        container: &Container,
+        shims: &Shims,
+        log: String,
+        create: &mut task::CreateTaskRequest,
+    ) -> Result<(), ServiceError> {
+        let bundle = self.layout.bundle(&container.id);
+        create.stdout = self.make_pipe(bundle.join("stdout"))?;
+        if !create.terminal {
+            create.stderr = self.make_pipe(bundle.join("stderr"))?;
+        }
+        create.options = self.task_options(&container.sandbox_id);
+        let request = shim::KeepLogRequest {
+            id: container.id.clone(),
+            bundle: create.bundle.clone(),
+            stdout: create.stdout.clone(),
+            stderr: create.stderr.clone(),
+            stdin: create.stdin.clone(),
+            log,
+            terminal: create.terminal,
+        };
+        shims.own.call::<method::KeepLog>(&request, MAKE_BOUND).await?;
+        Ok(())
+    }
+
     /// A named pipe, because the container's input outlives this runtime.
     fn make_stdin(&self, id: &str) -> Result<String, ServiceError> {
-        let path = self.layout.stdin(id);
+        self.make_pipe(self.layout.stdin(id))
+    }
+
+    fn make_pipe(&self, path: PathBuf) -> Result<String, ServiceError> {
         let mode = Mode::RUSR | Mode::WUSR;
         match mknodat(CWD, &path, FileType::Fifo, mode, 0) {
             Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(path.to_string_lossy().into_owned()),

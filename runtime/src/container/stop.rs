@@ -40,7 +40,7 @@ impl Engine {
             return Ok(());
         }
         let sandbox = self.sandbox(&container.sandbox_id)?;
-        if let Ok(shim) = sandbox.shim() {
+        if let Ok(shim) = sandbox.tasks() {
             if !grace.is_zero() {
                 self.signal(container, &shim, signal as u32, false).await?;
                 if tokio::time::timeout(grace, container.ended()).await.is_ok() {
@@ -107,7 +107,7 @@ impl Engine {
                 _ => Some(()),
             };
             let cleared = match ended {
-                None => self.clear_task(&container.id, &cgroup).await,
+                None => self.clear_task(&sandbox, &container.id, &cgroup).await,
                 Some(()) => self.end_task(&sandbox, &container.id, &cgroup).await,
             };
             errors.extend(cleared.err());

@@ -40,7 +40,7 @@ impl Engine {
         );
         let json = self.update_spec(container, &merged)?;
         if running {
-            let shim = self.sandbox(&container.sandbox_id)?.shim()?;
+            let shim = self.sandbox(&container.sandbox_id)?.tasks()?;
             let request = task::UpdateTaskRequest {
                 id: container.id.clone(),
                 resources: Some(Any::linux_resources(json)),

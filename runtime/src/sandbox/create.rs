@@ -25,17 +25,15 @@ impl Engine {
         if config.metadata.is_none() {
             return Err(ServiceError::Missing { field: "metadata of the sandbox" });
         }
-        if !handler.is_empty() && handler != crate::service::HANDLER {
+        let own = handler.is_empty() || handler == crate::service::HANDLER;
+        if !own && self.config.handler(&handler).is_none() {
             return Err(ServiceError::Invalid {
-                what: format!(
-                    "no runtime for {handler:?} is configured; leave runtimeClassName out or use the handler {:?}",
-                    crate::service::HANDLER
-                ),
+                what: format!("no runtime for {handler:?} is configured; --runtime-handler configures one"),
             });
         }
         check(&config).map_err(|what| ServiceError::Invalid { what })?;
         let user = user_mapping(&config).map_err(|what| ServiceError::Invalid { what })?;
-        if user.is_some() && !self.has_user_namespaces() {
+        if user.is_some() && !(own && self.has_user_namespaces()) {
             let what = "user namespaces need Linux 5.19 and the maker of coracle; leave hostUsers out or set it to true";
             return Err(ServiceError::Invalid { what: what.into() });
         }
@@ -79,8 +77,8 @@ impl Engine {
         if namespaces(&config).ipc() == v1::NamespaceMode::Pod {
             files::mount_shm(&self.layout.shm(&sandbox.id), self.config.shm_size)?;
         }
-        let (shim, ips) = tokio::join!(self.start_shim(&sandbox.id), self.join_network(sandbox, &config));
-        sandbox.set_shim(Some(shim?));
+        let (shims, ips) = tokio::join!(self.start_shims(sandbox), self.join_network(sandbox, &config));
+        sandbox.set_shims(Some(shims?));
         let ips = ips?;
         if namespaces(&config).pid() == v1::NamespaceMode::Pod {
             self.start_holder(sandbox).await?;

@@ -36,10 +36,11 @@ impl Engine {
         let spec = self.holder_spec(sandbox)?;
         let path = bundle.join("config.json");
         fs::write(&path, spec).map_err(ServiceError::file("write", path))?;
-        let shim = sandbox.shim()?;
+        let shim = sandbox.tasks()?;
         let create = task::CreateTaskRequest {
             id: sandbox.id.clone(),
             bundle: bundle.to_string_lossy().into_owned(),
+            options: self.task_options(&sandbox.id),
             ..Default::default()
         };
         let pid = shim.call::<method::Create>(&create, MAKE_BOUND).await?.pid;
@@ -57,7 +58,7 @@ impl Engine {
 
     /// Without its first process the namespace takes no further one, so the pod must be made again.
     pub(crate) fn watch_holder(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
-        let Ok(shim) = sandbox.shim() else { return };
+        let Ok(shim) = sandbox.tasks() else { return };
         let (engine, sandbox) = (self.clone(), sandbox.clone());
         self.watch(async move {
             let wait = task::WaitRequest { id: sandbox.id.clone(), ..Default::default() };

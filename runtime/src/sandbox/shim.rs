@@ -9,7 +9,7 @@ use std::time::Duration;
 use coracle_shim::protocol::{method, task};
 use tokio::process::Command;
 
-use super::Sandbox;
+use super::{Sandbox, Shims};
 use crate::config::CgroupDriver;
 use crate::record::SandboxPhase;
 use crate::service::Engine;
@@ -23,13 +23,33 @@ const START_BOUND: Duration = Duration::from_secs(30);
 const SHUTDOWN_BOUND: Duration = Duration::from_secs(10);
 
 impl Engine {
-    /// Starts the shim of a sandbox and connects to it.
-    pub(crate) async fn start_shim(&self, id: &str) -> Result<ShimClient, ServiceError> {
+    /// Starts the shim of a sandbox, and the one that its handler names, if it names one.
+    pub(crate) async fn start_shims(&self, sandbox: &Sandbox) -> Result<Shims, ServiceError> {
+        let handler = sandbox.record().runtime_handler.clone();
+        let own = self.start_shim(&sandbox.id, &handler).await?;
+        let foreign = match self.foreign_shim(&handler) {
+            Some(shim) => Some(self.start_foreign(&sandbox.id, shim).await?),
+            None => None,
+        };
+        Ok(Shims { own, foreign })
+    }
+
+    /// Connects to the shims of a sandbox; none when one that it has is gone.
+    pub(crate) async fn connect_shims(&self, id: &str) -> Option<Shims> {
+        let own = ShimClient::connect(&self.layout.shim_socket(id)).await.ok()?;
+        match self.connect_foreign(id).await {
+            None => Some(Shims { own, foreign: None }),
+            Some(foreign) => Some(Shims { own, foreign: Some(foreign?) }),
+        }
+    }
+
+    async fn start_shim(&self, id: &str, handler: &str) -> Result<ShimClient, ServiceError> {
         let socket = self.layout.shim_socket(id);
         let mut command = Command::new(&self.config.shim);
         command.arg("serve").arg("--socket").arg(&socket).args(["--id", id]);
-        command.arg("--maker").arg(&self.maker[0]);
-        for argument in &self.maker[1..] {
+        let maker = self.maker_of(handler);
+        command.arg("--maker").arg(&maker[0]);
+        for argument in &maker[1..] {
             command.arg("--maker-arg").arg(argument);
         }
         command.arg("--maker-root").arg(self.layout.maker_root());
@@ -59,10 +79,20 @@ impl Engine {
 
     /// Watches for the death of a sandbox's shim. The task ends with the connection or with the runtime.
     pub(crate) fn watch_shim(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
-        let Ok(client) = sandbox.shim() else { return };
+        let Ok(shims) = sandbox.shims() else { return };
         let (engine, sandbox) = (self.clone(), sandbox.clone());
         self.watch(async move {
-            client.closed().await;
+            let foreign = async {
+                match &shims.foreign {
+                    Some(client) => client.closed().await,
+                    None => std::future::pending().await,
+                }
+            };
+            // Both only wait.
+            tokio::select! {
+                () = shims.own.closed() => {}
+                () = foreign => {}
+            }
             // The cleanup is an act of its own: it must not stop halfway when the runtime closes.
             let (acting, dead) = (engine.clone(), sandbox.clone());
             engine.tasks.spawn(async move { acting.shim_died(&dead).await });
@@ -71,7 +101,7 @@ impl Engine {
 
     /// Ends what a dead shim's sandbox still runs and tells so.
     pub(crate) async fn shim_died(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
-        if sandbox.shim().is_err() {
+        if sandbox.shims().is_err() {
             // We ended it ourselves.
             return;
         }
@@ -79,7 +109,7 @@ impl Engine {
         if let Err(error) = sandbox.change(&self.layout, |record| record.phase = SandboxPhase::NotReady) {
             tracing::warn!(sandbox = %sandbox.id, error = %chain(&error), "record not written");
         }
-        sandbox.set_shim(None);
+        sandbox.set_shims(None);
         // Before the turn below: a stop that has the turn waits for these ends.
         for container in self.containers_of(&sandbox.id) {
             self.lose_container(&container, "the shim that watched this container died").await;

@@ -61,7 +61,11 @@ impl Engine {
             Err(_) => None,
         };
         // From here on the end of the connection is no news.
-        sandbox.set_shim(None);
+        sandbox.set_shims(None);
+        // Before ours, which takes its events.
+        if let Err(error) = self.end_foreign(&sandbox.id).await {
+            errors.push(error);
+        }
         if let Some(client) = client
             && let Err(error) = self.end_shim(&sandbox.id, &client).await
         {

@@ -68,12 +68,12 @@ impl Engine {
 
     async fn adopt_sandbox(self: &Arc<Self>, sandbox: &Arc<Sandbox>, same_boot: bool) {
         let phase = sandbox.record().phase.clone();
-        let socket = self.layout.shim_socket(&sandbox.id);
-        let shim = match same_boot {
-            true => ShimClient::connect(&socket).await.ok(),
+        let shims = match same_boot {
+            true => self.connect_shims(&sandbox.id).await,
             false => None,
         };
-        sandbox.set_shim(shim.clone());
+        let shim = shims.as_ref().map(|shims| shims.tasks().clone());
+        sandbox.set_shims(shims);
         if !same_boot || phase == SandboxPhase::Creating {
             self.forget_sandbox(sandbox).await;
             return;

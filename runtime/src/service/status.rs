@@ -6,7 +6,7 @@ use std::sync::Arc;
 use coracle_cri::v1;
 use serde_json::json;
 
-use crate::config::{CgroupDriver, Config, Layout};
+use crate::config::{CgroupDriver, Config, Handler, Layout};
 use crate::container::{self, Container};
 use crate::record::{self, ContainerPhase, ContainerRecord, RecordError, SandboxPhase, SandboxRecord};
 use crate::sandbox::{Sandbox, namespaces};
@@ -215,6 +215,11 @@ impl Engine {
             user_namespaces: self.has_user_namespaces(),
         };
         let handler = |name: &str| v1::RuntimeHandler { name: name.into(), features: Some(features) };
+        // What others can is theirs to know; nobody is promised what they would silently leave out.
+        let other = |handler: &Handler| v1::RuntimeHandler {
+            name: handler.name.clone(),
+            features: Some(v1::RuntimeHandlerFeatures::default()),
+        };
         let mut info = HashMap::new();
         if verbose {
             let driver = match self.config.cgroup_driver {
@@ -232,7 +237,10 @@ impl Engine {
                 conditions: vec![condition("RuntimeReady", None), condition("NetworkReady", network_problem)],
             }),
             info,
-            runtime_handlers: vec![handler(""), handler(HANDLER)],
+            runtime_handlers: [handler(""), handler(HANDLER)]
+                .into_iter()
+                .chain(self.config.handlers.iter().map(other))
+                .collect(),
             features: Some(v1::RuntimeFeatures {
                 supplemental_groups_policy: true,
                 user_namespaces_host_network: false,

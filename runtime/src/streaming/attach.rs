@@ -17,6 +17,7 @@ use super::exec::Streams;
 use super::serve::Io;
 use crate::container::Container;
 use crate::container::process::{output_pipe, pipe_address};
+use crate::sandbox::Shims;
 use crate::service::Engine;
 use crate::service_error::{ServiceError, chain};
 use crate::shim_client::ShimClient;
@@ -73,7 +74,7 @@ fn failure(error: &ServiceError) -> Outcome {
 
 struct Attachment {
     container: Arc<Container>,
-    shim: ShimClient,
+    shims: Shims,
     /// The container's named pipe, if it has input.
     input: Option<pipe::Sender>,
     /// The first client's input is the last, and there is no terminal through which one might come back.
@@ -84,7 +85,7 @@ impl Attachment {
     fn new(engine: &Arc<Engine>, id: &str) -> Result<Self, ServiceError> {
         let container = engine.container(id)?;
         engine.expect_running(&container)?;
-        let shim = engine.sandbox(&container.sandbox_id)?.shim()?;
+        let shims = engine.sandbox(&container.sandbox_id)?.shims()?;
         let (has_input, once) = {
             let record = container.record();
             let config = &record.config;
@@ -98,7 +99,7 @@ impl Attachment {
             Some(Err(error)) if is_closed(&error) => None,
             Some(Err(error)) => return Err(ServiceError::file("open", path)(error)),
         };
-        Ok(Self { container, shim, input, once })
+        Ok(Self { container, shims, input, once })
     }
 
     /// Carries bytes until the output ends, or the input of a client that may come back.
@@ -112,11 +113,11 @@ impl Attachment {
                 stdout: stdout_end.as_ref().map(pipe_address).unwrap_or_default(),
                 stderr: stderr_end.as_ref().map(pipe_address).unwrap_or_default(),
             };
-            self.shim.call::<method::Attach>(&request, CALL_BOUND).await?;
+            self.shims.own.call::<method::Attach>(&request, CALL_BOUND).await?;
         }
         drop((stdout_end, stderr_end));
         let gauge = Gauge::default();
-        let (container, shim, once) = (&self.container, &self.shim, self.once);
+        let (container, shim, once) = (&self.container, self.shims.tasks(), self.once);
         let outputs = async {
             if !reads {
                 return container.ended().await;
@@ -156,7 +157,7 @@ impl Attachment {
     /// Ends the process's input after its only client, however that left.
     async fn end_input(&self) {
         if self.once {
-            close_input(&self.shim, &self.container.id).await;
+            close_input(self.shims.tasks(), &self.container.id).await;
         }
     }
 }

@@ -97,7 +97,7 @@ impl Publisher {
             topic: E::TOPIC.into(),
             event: Some(Any { type_url: E::TYPE.into(), value: event.encode_to_vec() }),
         };
-        let header = KeyValue { key: "containerd-namespace-ttrpc".into(), value: self.namespace.clone() };
+        let header = KeyValue { key: call::NAMESPACE_HEADER.into(), value: self.namespace.clone() };
         self.queue.push_back(Request {
             service: EVENTS_SERVICE.into(),
             method: Forward::NAME.into(),

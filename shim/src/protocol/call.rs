@@ -2,7 +2,39 @@
 
 use prost::Message;
 
-use super::{Code, Kind, Method, Request, Response, Status, frame};
+use super::method::TASK_SERVICE;
+use super::{Code, KeyValue, Kind, Method, Request, Response, Status, frame};
+
+/// Who is called, where that is not a shim of ours: which version of the Task API it speaks, and in which of
+/// containerd's namespaces its containers are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// [`TASK_SERVICE`] or [`TASK_SERVICE_V3`](super::method::TASK_SERVICE_V3).
+    pub task_service: &'static str,
+    /// The namespace, which containerd's shims ask for.
+    pub namespace: String,
+}
+
+/// As [`request`], to another's shim.
+pub fn request_to<M: Method>(
+    peer: &Peer,
+    stream_id: u32,
+    message: &M::Request,
+    timeout_ns: Option<i64>,
+) -> Vec<u8> {
+    let service = if M::SERVICE == TASK_SERVICE { peer.task_service } else { M::SERVICE };
+    let request = Request {
+        service: service.into(),
+        method: M::NAME.into(),
+        payload: message.encode_to_vec(),
+        timeout_nano: timeout_ns.unwrap_or(0),
+        metadata: vec![KeyValue { key: NAMESPACE_HEADER.into(), value: peer.namespace.clone() }],
+    };
+    frame::encode(Kind::Request, stream_id, &request)
+}
+
+/// The header that names containerd's namespace.
+pub const NAMESPACE_HEADER: &str = "containerd-namespace-ttrpc";
 
 /// The frame that calls `M` on a stream of the caller's choice (odd, growing per connection).
 ///

@@ -82,6 +82,10 @@ methods! {
     ReopenLog in SHIM_SERVICE: shim::ReopenLogRequest => Empty;
     /// Copies a container's output to somebody.
     Attach in SHIM_SERVICE: shim::AttachRequest => Empty;
+    /// Keeps the log of a container that another shim runs.
+    KeepLog in SHIM_SERVICE: shim::KeepLogRequest => Empty;
+    /// Ends that.
+    ForgetLog in SHIM_SERVICE: shim::ForgetLogRequest => Empty;
     /// What the shim is and what it holds.
     Info in SHIM_SERVICE: shim::InfoRequest => shim::InfoResponse;
 }

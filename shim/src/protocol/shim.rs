@@ -25,6 +25,42 @@ pub struct AttachRequest {
     pub stderr: String,
 }
 
+/// Asks that the log of a container be kept that another shim runs.
+///
+/// The pipes are there already. The answer comes when they are open, so that the other shim finds a reader.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct KeepLogRequest {
+    /// The container.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// Its bundle, where its exit is recorded.
+    #[prost(string, tag = "2")]
+    pub bundle: String,
+    /// Named pipe of its standard output.
+    #[prost(string, tag = "3")]
+    pub stdout: String,
+    /// Named pipe of its standard error, or empty.
+    #[prost(string, tag = "4")]
+    pub stderr: String,
+    /// Named pipe of its standard input, which is held open; or empty.
+    #[prost(string, tag = "5")]
+    pub stdin: String,
+    /// Path of its CRI log; empty for none.
+    #[prost(string, tag = "6")]
+    pub log: String,
+    /// Whether it has a terminal.
+    #[prost(bool, tag = "7")]
+    pub terminal: bool,
+}
+
+/// Asks that the rest of such a log be written, and no more be kept.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ForgetLogRequest {
+    /// The container.
+    #[prost(string, tag = "1")]
+    pub id: String,
+}
+
 /// Asks what the shim is and what it holds.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct InfoRequest {}
