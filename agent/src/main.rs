@@ -8,6 +8,7 @@ mod args;
 mod check;
 mod commands;
 mod config_file;
+mod descriptors;
 mod events_file;
 mod join_args;
 mod logging;

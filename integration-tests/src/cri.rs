@@ -21,6 +21,9 @@ const PODS: &str = "10.42.0.0/24";
 /// Where the registry listens.
 const REGISTRY: &str = "127.0.0.1:5000";
 
+/// Soft and hard limit of open files of a runtime with flags of its own.
+const OPEN_FILES: &str = "--nofile=1024:4096";
+
 /// A container runtime.
 #[derive(Clone, Debug)]
 pub enum Runtime {
@@ -28,7 +31,7 @@ pub enum Runtime {
     Containerd,
     /// `coracle cri` of these executables.
     Coracle(Executables),
-    /// The same with further flags, in a machine that has the peers' programs.
+    /// The same with further flags, in a machine that has the peers' programs, begun with 1024 open files of 4096.
     CoracleWith(Executables, Vec<String>),
     /// A containerd that has our shim as the handler `coracle`, and the example image for sandboxes.
     ContainerdWithShim(Release, Executables),
@@ -183,7 +186,12 @@ impl Stand {
             format!("--cni-bin-dir={}", plugins.display()),
         ];
         arguments.extend_from_slice(flags);
-        self.machine.start_service("coracle", Path::new("env"), &arguments)
+        if !matches!(self.runtime, Runtime::CoracleWith(..)) {
+            return self.machine.start_service("coracle", Path::new("env"), &arguments);
+        }
+        // A soft limit below the hard one, as a service manager sets it.
+        arguments.splice(0..0, [OPEN_FILES.to_owned(), "env".to_owned()]);
+        self.machine.start_service("coracle", Path::new("prlimit"), &arguments)
     }
 
     fn wait_for(&self, peers: &Peers) -> Result<()> {

@@ -1,5 +1,5 @@
-//! Our shim under containerd, and containerd's shim under our runtime: `cargo xtask shim-test` builds the peers and runs
-//! them; a plain `cargo test` leaves them out.
+//! Our shim under containerd, containerd's shim under our runtime, and what containers of `coracle cri` may be given:
+//! `cargo xtask shim-test` builds the peers and runs them; a plain `cargo test` leaves them out.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects with unwrap")]
 
 use std::path::PathBuf;
@@ -13,6 +13,8 @@ use coracle_integration_tests::peers::Peers;
 use coracle_integration_tests::{Executables, example_image};
 use serde_json::{Value, json};
 
+/// Where a container's configuration is written, in the machine.
+const CONTAINER: &str = "/var/lib/node/container.json";
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A stand with the example image.
@@ -61,15 +63,30 @@ impl World {
     }
 
     fn run_container(&self, pod: (&str, &str), name: &str, arguments: &[&str]) -> String {
-        let config = json!({
+        let id = self.ask(&self.creation(pod, name, arguments, &json!({})));
+        self.ask(&["start", &id]);
+        id
+    }
+
+    /// The words that create a container, with these fields of its configuration besides.
+    fn creation<'a>(
+        &self,
+        pod: (&'a str, &'a str),
+        name: &str,
+        arguments: &[&str],
+        further: &Value,
+    ) -> [&'a str; 5] {
+        let mut config = json!({
             "metadata": {"name": name, "attempt": 0}, "image": {"image": self.image}, "args": arguments,
             "log_path": format!("{name}.log"), "stdin": arguments == ["echo"],
             "linux": {"resources": {"memory_limit_in_bytes": 32 << 20}},
         });
-        let config = self.file(&format!("{name}.json"), &config);
-        let id = self.ask(&["create", "--no-pull", pod.0, &config, pod.1]);
-        self.ask(&["start", &id]);
-        id
+        for (key, value) in further.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        let config = self.file("container.json", &config);
+        assert_eq!(config, CONTAINER);
+        ["create", "--no-pull", pod.0, CONTAINER, pod.1]
     }
 
     fn inspect(&self, id: &str) -> Value {
@@ -99,6 +116,21 @@ impl World {
         let mut pids: Vec<u32> = self.stand.machine.processes().into_iter().map(|(pid, _)| pid).collect();
         pids.retain(program);
         pids
+    }
+
+    /// The runtime may have as many open files as is possible, its containers as many as it was started with.
+    fn expect_limits_of_open_files(&self, container: &str) {
+        let limits = |pid: u64| {
+            let text = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+            let line = text.lines().find(|line| line.starts_with("Max open files")).unwrap();
+            line.split_whitespace().skip(3).take(2).collect::<Vec<_>>().join(":")
+        };
+        let runtime = self.stand.machine.pid_of("coracle").unwrap();
+        assert_eq!(limits(runtime.into()), "4096:4096");
+        let inner = self.inspect(container)["info"]["pid"].as_u64().unwrap();
+        let container = self.stand.machine.run(&["cat", &format!("/proc/{inner}/limits")]).unwrap();
+        let line = container.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        assert_eq!(line.split_whitespace().skip(3).take(2).collect::<Vec<_>>(), ["1024", "4096"]);
     }
 
     fn lines_of(&self, name: &str) -> usize {
@@ -211,6 +243,7 @@ fn under_coracle(handler: &str, shim: &str) {
     assert!(failed.to_string().contains('7'), "{failed:#}");
     assert!(world.ask(&["exec", &counter, "/example", "open", "/etc/group"]).contains("is open"));
     world.ask(&["update", "--memory", "67108864", &counter]);
+    world.expect_limits_of_open_files(&counter);
     let hog = world.run_container((&pod, &config), "hog", &["fill", "64"]);
     world.wait("the hog's end", || world.inspect(&hog)["status"]["reason"] == "OOMKilled");
 
@@ -275,6 +308,7 @@ fn another_maker_under_our_shim() {
     let (pod, config) = world.run_pod("other");
     let id = world.run_container((&pod, &config), "counter", &["count", "1"]);
     world.wait("output", || world.lines_of("counter") > 1);
+    world.expect_limits_of_open_files(&id);
     let state = world.stand.machine.run(&["ls", &format!("/run/coracle/maker/{id}")]).unwrap();
     assert!(state.contains("state.json"), "runc has made it: {state}");
     assert_eq!(world.ask(&["exec", "--sync", &id, "/example", "open", "/etc/group"]), "/etc/group is open");
@@ -282,4 +316,61 @@ fn another_maker_under_our_shim() {
     world.ask(&["rmp", &pod]);
     let refused = world.stand.crictl(&["runp", "--runtime", "nobody", &config]).unwrap_err();
     assert!(refused.to_string().contains("no runtime for"), "{refused:#}");
+}
+
+#[test]
+fn devices_of_vendors_images_as_volumes_and_metrics() {
+    let world = World::start(Runtime::CoracleWith(Executables::of_this_build(), Vec::new()));
+    let specification = json!({
+        "cdiVersion": "0.6.0", "kind": "vendor.test/device",
+        "devices": [{"name": "one", "containerEdits": {
+            "deviceNodes": [{"path": "/dev/vendor-one", "hostPath": "/dev/null"}],
+            "mounts": [{"hostPath": "/etc/hostname", "containerPath": "/vendor", "options": ["ro", "rbind"]}]}}],
+    });
+    let path = world.file("vendor.json", &specification);
+    world.stand.machine.run(&["install", "-D", &path, "/run/cdi/vendor.json"]).unwrap();
+    let (pod, config) = world.run_pod("");
+    let pod_of = (pod.as_str(), config.as_str());
+    let run = |name: &str, arguments: &[&str], further: &Value| {
+        let id = world.ask(&world.creation(pod_of, name, arguments, further));
+        world.ask(&["start", &id]);
+        world.wait("its end", || world.inspect(&id)["status"]["state"] == "CONTAINER_EXITED");
+        world.ask(&["logs", &id])
+    };
+    let refused = |further: &Value| {
+        let words = world.creation(pod_of, "refused", &["sleep"], further);
+        world.stand.crictl(&words).unwrap_err().to_string()
+    };
+
+    let one = json!({"CDI_devices": [{"name": "vendor.test/device=one"}]});
+    assert_eq!(run("device", &["open", "/dev/vendor-one"], &one), "/dev/vendor-one is open");
+    let by_annotation = json!({"annotations": {"cdi.k8s.io/x": "vendor.test/device=one"}});
+    assert_eq!(run("mount", &["open", "/vendor"], &by_annotation), "/vendor is open");
+    let unknown = refused(&json!({"CDI_devices": [{"name": "vendor.test/device=two"}]}));
+    assert!(unknown.contains("unresolvable CDI devices vendor.test/device=two"), "{unknown}");
+
+    let volume =
+        json!({"mounts": [{"container_path": "/model", "readonly": true, "image": {"image": world.image}}]});
+    assert_eq!(run("volume", &["open", "/model/example"], &volume), "/model/example is open");
+    run("write", &["write", "/model/new", "x"], &volume);
+    assert!(world.log("write").contains("Read-only file system"), "{}", world.log("write"));
+    let etc = json!({"mounts": [{
+        "container_path": "/part", "readonly": true, "image": {"image": world.image}, "image_sub_path": "etc"}]});
+    assert_eq!(run("part", &["open", "/part/passwd"], &etc), "/part/passwd is open");
+    let writable = json!({"mounts": [{"container_path": "/model", "image": {"image": world.image}}]});
+    let writable = refused(&writable);
+    assert!(writable.contains("ImageVolumeMountFailed: readonly must be true"), "{writable}");
+
+    let counter = world.run_container(pod_of, "counter", &["count", "1"]);
+    let descriptors = world.ask(&["metricdescs"]);
+    assert!(descriptors.contains("container_memory_working_set_bytes"), "{descriptors}");
+    let metrics = world.ask(&["metricsp"]);
+    assert!(metrics.contains(&counter) && metrics.contains("container_cpu_usage_seconds_total"), "{metrics}");
+
+    world.ask(&["stopp", &pod]);
+    world.ask(&["rmp", &pod]);
+    let mounts = world.mounts();
+    assert!(!mounts.contains("/run/coracle/containers"), "{mounts}");
+    let left = world.stand.machine.run(&["find", "/run/coracle/containers", "-mindepth", "1"]).unwrap();
+    assert_eq!(left, "");
 }

@@ -101,6 +101,11 @@ impl PodResources {
         self.blocking(&uid, move || inner.prepare(&pod)).await.unwrap_or(Err(PrepareError::Interrupted))
     }
 
+    /// The runtime handler of the pod's RuntimeClass; the error is what a person reads.
+    pub async fn runtime_handler(&self, pod: &Pod) -> Result<String, String> {
+        self.0.objects.source().runtime_handler(pod).await
+    }
+
     /// The sandbox as the runtime is asked for it. Reads the node's resolv.conf; records DNS warnings as events.
     pub fn sandbox_config(&self, pod: &Pod, attempt: u32) -> Result<PodSandboxConfig, ConfigError> {
         self.0.sandbox_config(pod, attempt)

@@ -39,9 +39,21 @@ use stats::StatsCache;
 
 /// Connections served side by side; the next one waits.
 pub const CONNECTIONS: usize = 256;
-/// Streams open side by side; further ones are refused. Each takes up to seven file descriptors where the runtime is in
-/// the same process, of the 1024 that a process usually has.
-pub const SESSIONS: usize = 128;
+/// Streams open side by side where the limit of open files has room for them, as many as the embedded runtime serves;
+/// further ones are refused.
+pub const SESSIONS: usize = 512;
+
+/// File descriptors of one stream where the runtime is in the same process, at most.
+const DESCRIPTORS: u64 = 7;
+
+/// File descriptors of everything else.
+const OTHER_DESCRIPTORS: u64 = 128;
+
+/// How many streams the limit of open files has room for.
+fn sessions(limit: Option<u64>) -> usize {
+    let room = limit.map(|limit| limit.saturating_sub(OTHER_DESCRIPTORS) / DESCRIPTORS);
+    room.and_then(|room| usize::try_from(room).ok()).map_or(SESSIONS, |room| room.clamp(1, SESSIONS))
+}
 
 /// How the kubelet API is served. Names follow the kubelet's configuration.
 pub struct ServerConfig {
@@ -134,7 +146,8 @@ impl Server {
         let auth = Auth { reviewer, tokens: config.authenticate_tokens, webhook: config.authorize };
         let started = config.clock.now().wall_nanos;
         let (trust, stats) = (tls::Trust::new(config.client_authorities.clone()), StatsCache::default());
-        let sessions = Arc::new(Semaphore::new(SESSIONS));
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let sessions = Arc::new(Semaphore::new(sessions(limit)));
         let shared = Arc::new(Shared {
             config,
             parts,

@@ -79,6 +79,8 @@ pub struct Config {
     pub pull_stall: Duration,
     /// Size of a sandbox's /dev/shm in bytes.
     pub shm_size: u64,
+    /// The soft limit of open files that containers begin with, where it is not this process's own.
+    pub descriptor_limit: Option<u64>,
 }
 
 impl Config {
@@ -97,6 +99,7 @@ impl Config {
             registries: Registries::default(),
             pull_stall: Duration::from_secs(30),
             shm_size: 64 << 20,
+            descriptor_limit: None,
         }
     }
 

@@ -7,6 +7,7 @@
 mod create;
 mod end;
 mod exec;
+pub(crate) mod image_volumes;
 pub(crate) mod overlay;
 pub(crate) mod process;
 mod specification;

@@ -4,6 +4,8 @@
 //! few seconds; the walk runs off the async threads.
 
 mod cgroup_files;
+mod metric_names;
+mod metrics;
 
 use std::collections::HashMap;
 use std::fs;
@@ -18,6 +20,9 @@ use crate::record::ContainerPhase;
 use crate::sandbox::Sandbox;
 use crate::service::{Engine, wall_ns};
 use crate::{netns, sys};
+
+pub(crate) use metric_names::descriptors;
+pub(crate) use metrics::sandbox as sandbox_metrics;
 
 /// How long a walked layer's usage is told again.
 const LAYER_USAGE_NS: u64 = 10_000_000_000;

@@ -56,6 +56,21 @@ pub(crate) fn has_mount_setattr() -> bool {
     result == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ENOSYS)
 }
 
+/// Has a program begin with another soft limit of open files.
+pub(crate) fn limit_descriptors(command: &mut tokio::process::Command, soft: u64) {
+    let limit = move || {
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: both calls read or write one rlimit, which outlives them, and allocate nothing.
+        unsafe {
+            check(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit))?;
+            limit.rlim_cur = limit.rlim_max.min(soft as libc::rlim_t);
+            check(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit))
+        }
+    };
+    // SAFETY: between fork and exec the closure makes two system calls and nothing else.
+    unsafe { command.pre_exec(limit) };
+}
+
 /// Ticks of `CLOCK_BOOTTIME` in nanoseconds: durations that survive steps of the wall clock and suspend.
 pub(crate) fn boottime_ns() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };

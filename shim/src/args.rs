@@ -35,6 +35,8 @@ pub(crate) struct Serve {
     pub(crate) cgroup: Option<String>,
     /// Where the shim tells what went wrong; `None` is nowhere.
     pub(crate) log: Option<PathBuf>,
+    /// The soft limit of open files that containers begin with; `None` is the caller's.
+    pub(crate) descriptors: Option<u64>,
     /// Serve in this process instead of one of its own.
     pub(crate) foreground: bool,
 }
@@ -42,7 +44,7 @@ pub(crate) struct Serve {
 /// How the shim is called.
 pub(crate) const USAGE: &str = "\
 usage: coracle-shim serve --socket PATH --id SANDBOX --maker PATH [--maker-arg ARG]... --maker-root DIR
-                          [--systemd-cgroup] [--cgroup PATH] [--log FILE] [--foreground]
+                          [--systemd-cgroup] [--cgroup PATH] [--descriptors N] [--log FILE] [--foreground]
        coracle-shim hold
        coracle-shim version
        containerd-shim-coracle-v1 -namespace NAME -id CONTAINER -address SOCKET [-publish-binary PATH] [-bundle DIR]
@@ -63,6 +65,8 @@ pub(crate) enum ArgsError {
     Missing(&'static str),
     #[error("{0} is not UTF-8")]
     NotText(&'static str),
+    #[error("{0} is not a number")]
+    NotNumber(&'static str),
     #[error("{0} must be an absolute path")]
     Relative(&'static str),
 }
@@ -83,6 +87,7 @@ fn serve(mut arguments: impl Iterator<Item = OsString>) -> Result<Serve, ArgsErr
     let (mut socket, mut id, mut program, mut root, mut cgroup, mut log) =
         (None, None, None, None, None, None);
     let (mut maker_arguments, mut systemd_cgroup, mut foreground) = (Vec::new(), false, false);
+    let mut descriptors = None;
     while let Some(option) = arguments.next() {
         let mut value = |name| arguments.next().ok_or(ArgsError::NoValue(name));
         let text = |name, value: OsString| value.into_string().map_err(|_| ArgsError::NotText(name));
@@ -95,6 +100,10 @@ fn serve(mut arguments: impl Iterator<Item = OsString>) -> Result<Serve, ArgsErr
             Some("--systemd-cgroup") => systemd_cgroup = true,
             Some("--cgroup") => cgroup = Some(text("--cgroup", value("--cgroup")?)?),
             Some("--log") => log = Some(absolute("--log", Some(value("--log")?))?),
+            Some("--descriptors") => {
+                let number = text("--descriptors", value("--descriptors")?)?;
+                descriptors = Some(number.parse().map_err(|_| ArgsError::NotNumber("--descriptors"))?);
+            }
             Some("--foreground") => foreground = true,
             _ => return Err(ArgsError::Unknown(option)),
         }
@@ -109,6 +118,7 @@ fn serve(mut arguments: impl Iterator<Item = OsString>) -> Result<Serve, ArgsErr
         systemd_cgroup,
         cgroup,
         log,
+        descriptors,
         foreground,
     })
 }

@@ -99,6 +99,11 @@ fn print_pid(pid: u32) {
 fn set_up(options: Serve) -> Result<Shim, ServeError> {
     let own_score = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
     protect(OOM_SCORE_ADJ);
+    if let Some(limit) = options.descriptors
+        && let Err(error) = sys::limit_descriptors(limit)
+    {
+        crate::tell(format_args!("containers begin with the runtime's limit of open files: {error}"));
+    }
     if let Some(path) = &options.cgroup {
         cgroup::join(path).map_err(ServeError::Cgroup)?;
     }

@@ -410,6 +410,17 @@ pub(crate) fn umask(bits: u32) -> u32 {
     unsafe { libc::umask(bits) }
 }
 
+/// Sets the soft limit of open files of this process and those that it starts.
+pub(crate) fn limit_descriptors(soft: u64) -> io::Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls read or write one rlimit, which outlives them.
+    unsafe {
+        check(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit))?;
+        limit.rlim_cur = limit.rlim_max.min(soft as libc::rlim_t);
+        check(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit)).map(drop)
+    }
+}
+
 /// An event counter, used for the memory controller's notifications of cgroup v1.
 pub(crate) fn event_counter() -> io::Result<File> {
     // SAFETY: the descriptor is new and ours.

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::args::CriArgs;
 use crate::run::{DRAIN_LIMIT, in_event_loop};
 use crate::runtime_args::POD_CIDR;
-use crate::{logging, notify};
+use crate::{descriptors, logging, notify};
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) fn run(args: CriArgs) -> Result<()> {
@@ -21,11 +21,12 @@ pub(crate) fn run(args: CriArgs) -> Result<()> {
     if let Some(folder) = socket.parent() {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     }
-    let config = args.runtime.resolve(&args.data_dir, &args.state.state_dir, POD_CIDR)?;
+    let mut config = args.runtime.resolve(&args.data_dir, &args.state.state_dir, POD_CIDR)?;
     in_event_loop(async {
         let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
         let listener = Listener::bind(&socket)?;
+        config.descriptor_limit = descriptors::former();
         let runtime = Runtime::start(config).await.context("the container runtime cannot start")?;
         notify::send("READY=1");
         tracing::info!(socket = %socket.display(), "runtime serves CRI v1");

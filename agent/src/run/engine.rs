@@ -37,7 +37,8 @@ impl Engine {
     /// Starts ours, or waits for the other, which may be starting too.
     pub(super) async fn start(settings: EngineSettings) -> Result<Self> {
         match settings {
-            EngineSettings::Embedded(config) => {
+            EngineSettings::Embedded(mut config) => {
+                config.descriptor_limit = crate::descriptors::former();
                 let runtime = Runtime::start(*config).await.context("the container runtime cannot start")?;
                 let embedded = Some(runtime.clone());
                 Ok(Self { runtime: runtime.clone(), images: runtime, embedded })

@@ -39,7 +39,7 @@ use tokio::task::JoinSet;
 use crate::args::RunArgs;
 use crate::check::{self, Severity};
 use crate::socket::{PodRecord, VERSION};
-use crate::{logging, notify, pod_files};
+use crate::{descriptors, logging, notify, pod_files};
 
 use self::engine::{Engine, EngineSettings};
 use self::joined::Tie;
@@ -74,6 +74,7 @@ pub(crate) fn in_event_loop<T>(work: impl Future<Output = Result<T>>) -> Result<
         .thread_stack_size(512 * 1024)
         .build()
         .context("cannot start the event loop")?;
+    descriptors::raise();
     let result = runtime.block_on(work);
     // What still blocks, such as a stuck disk, must not keep the process from ending.
     runtime.shutdown_timeout(Duration::from_secs(1));

@@ -36,6 +36,10 @@ impl Resources for PodResources {
         PodResources::prepare(self, pod).await.map_err(|error| step(error.reason(), &error))
     }
 
+    async fn runtime_handler(&self, pod: &Pod) -> Result<String, String> {
+        PodResources::runtime_handler(self, pod).await
+    }
+
     fn sandbox_config(&self, pod: &Pod, attempt: u32) -> Result<PodSandboxConfig, StepError> {
         PodResources::sandbox_config(self, pod, attempt).map_err(|error| step(error.reason(), &error))
     }

@@ -13,6 +13,7 @@ use coracle_cluster::Cluster;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::classes::Classes;
 use super::follow::{Found, follow};
 use super::references::{ObjectKind, Reference, kubernetes_service, references};
 use super::tokens::{self, TokenKey, Tokens};
@@ -31,6 +32,7 @@ pub(super) struct Inner {
     cluster: Cluster,
     pub(super) clock: Clock,
     table: Mutex<Table>,
+    classes: Classes,
     /// Rises whenever anything is heard.
     pub(super) heard: watch::Sender<u64>,
     /// Rises when a configMap or secret changes.
@@ -66,6 +68,7 @@ impl ApiObjects {
             cluster,
             clock,
             table: Mutex::default(),
+            classes: Classes::default(),
             heard: watch::Sender::new(0),
             changes: watch::Sender::new(0),
         };
@@ -224,6 +227,13 @@ impl ObjectSource for ApiObjects {
         let table = self.0.table();
         let token = table.tokens.get(&pod.metadata.uid).and_then(|tokens| tokens.get(&key, now));
         Some(token.unwrap_or_else(|| Err("failed to fetch token: not asked for yet".to_owned())))
+    }
+
+    async fn runtime_handler(&self, pod: &Pod) -> Result<String, String> {
+        match pod.spec.runtime_class_name.as_deref().unwrap_or_default() {
+            "" => Ok(String::new()),
+            name => self.0.classes.handler(&self.0.cluster, name).await,
+        }
     }
 
     fn renewal(&self, uid: &str) -> Option<Duration> {

@@ -6,6 +6,7 @@
 //! without blocking; what has to be fetched first is waited for in [`ObjectSource::settle`].
 
 mod api;
+mod classes;
 mod follow;
 mod kept;
 mod references;
@@ -85,6 +86,12 @@ pub trait ObjectSource: Send + Sync {
     /// The services whose addresses the pod's variables tell; `None` while they are not known.
     fn services(&self, _pod: &Pod) -> Option<Vec<Service>> {
         Some(Vec::new())
+    }
+
+    /// The runtime handler that the pod's RuntimeClass names, empty for a pod without one; the error is what a person
+    /// reads. Without a cluster there are no classes, and a pod names the handler itself.
+    async fn runtime_handler(&self, pod: &Pod) -> Result<String, String> {
+        Ok(pod.spec.runtime_class_name.clone().unwrap_or_default())
     }
 
     /// The pod is gone and refers to nothing any more.

@@ -34,6 +34,11 @@ pub(crate) trait Resources: Send + Sync {
     /// Makes what the containers of a pod need. Idempotent.
     async fn prepare(&self, pod: &Arc<Pod>) -> Result<(), StepError>;
 
+    /// The runtime handler of the pod's RuntimeClass; the error is what a person reads.
+    async fn runtime_handler(&self, pod: &Pod) -> Result<String, String> {
+        Ok(pod.spec.runtime_class_name.clone().unwrap_or_default())
+    }
+
     /// The sandbox as the runtime is asked for it.
     fn sandbox_config(&self, pod: &Pod, attempt: u32) -> Result<PodSandboxConfig, StepError>;
 

@@ -209,7 +209,8 @@ impl Execution {
         if !self.pod.spec.host_network {
             self.network_ready().await?;
         }
-        let runtime_handler = self.pod.spec.runtime_class_name.clone().unwrap_or_default();
+        let handler = self.node.resources.runtime_handler(&self.pod).await;
+        let runtime_handler = handler.map_err(|problem: String| self.sandbox_failed(&problem))?;
         let logs = &config.log_directory;
         if !logs.is_empty()
             && let Err(error) = tokio::fs::create_dir_all(logs).await

@@ -2,6 +2,7 @@
 //!
 //! Called by `execute`. Follows the kubelet's `startContainer` (1.36): its events, its waiting reasons.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -63,19 +64,18 @@ impl Starting<'_> {
             image = self.node.images.ensure(self.pod, container, self.sandbox) => image,
             () = self.halt.requested() => return Ok(Started::Halted),
         };
-        let image = image.map_err(|error| {
-            let PullError { reason, message, retry_at } = error;
-            // Until then another try would only be told to back off again.
-            let retry_at = retry_at.filter(|_| reason == "ImagePullBackOff");
-            Failed { failure: StartFailure { reason: reason.to_owned(), message }, retry_at }
-        })?;
+        let image = image.map_err(not_pulled)?;
+        let volumes = tokio::select! {
+            volumes = self.image_volumes(container) => volumes?,
+            () = self.halt.requested() => return Ok(Started::Halted),
+        };
         let id = {
             let permit = tokio::select! {
                 permit = self.node.starts.acquire() => permit,
                 () = self.halt.requested() => return Ok(Started::Halted),
             };
             let _permit = permit.expect("invariant: the semaphore is never closed");
-            let id = self.create(container, &image).await?;
+            let id = self.create(container, &image, &volumes).await?;
             self.run(container, &id).await?;
             id
         };
@@ -83,7 +83,30 @@ impl Starting<'_> {
         Ok(Started::Yes)
     }
 
-    async fn create(&self, container: &Container, image: &ImageRef) -> Result<Arc<str>, StartFailure> {
+    /// The images that the container mounts as volumes, by their references; pulled as their policies say.
+    async fn image_volumes(&self, container: &Container) -> Result<HashMap<String, ImageRef>, Failed> {
+        let mut images = HashMap::new();
+        for mount in &container.volume_mounts {
+            let volume = self.pod.spec.volumes.iter().find(|volume| volume.name == mount.name);
+            let Some(source) = volume.and_then(|volume| volume.image.as_deref()) else { continue };
+            let wish = Container {
+                name: container.name.clone(),
+                image: source.reference.clone(),
+                image_pull_policy: source.pull_policy.clone(),
+                ..Container::default()
+            };
+            let image = self.node.images.ensure(self.pod, &wish, self.sandbox).await.map_err(not_pulled)?;
+            images.insert(source.reference.clone(), image);
+        }
+        Ok(images)
+    }
+
+    async fn create(
+        &self,
+        container: &Container,
+        image: &ImageRef,
+        volumes: &HashMap<String, ImageRef>,
+    ) -> Result<Arc<str>, StartFailure> {
         let attempt = match self.observed.latest(&container.name) {
             Some(last) => last.restart_count.saturating_add(1),
             None => attempt_of_logs(&Path::new(&self.sandbox.log_directory).join(&container.name)).await,
@@ -96,6 +119,11 @@ impl Starting<'_> {
             self.failed(container, "", "CreateContainerConfigError", message)
         })?;
         self.set_target(container, &mut config)?;
+        for image in config.mounts.iter_mut().filter_map(|mount| mount.image.as_mut()) {
+            if let Some(volume) = volumes.get(&image.user_specified_image) {
+                image.image = volume.id.clone();
+            }
+        }
         let log_path = config.log_path.clone();
         let request = CreateContainerRequest {
             pod_sandbox_id: self.sandbox_id.to_string(),
@@ -205,6 +233,13 @@ impl Starting<'_> {
         let path = container_field_path(self.pod, &container.name);
         self.node.events.pod(self.pod, Some(&path), r#type, reason, message);
     }
+}
+
+fn not_pulled(error: PullError) -> Failed {
+    let PullError { reason, message, retry_at } = error;
+    // Until then another try would only be told to back off again.
+    let retry_at = retry_at.filter(|_| reason == "ImagePullBackOff");
+    Failed { failure: StartFailure { reason: reason.to_owned(), message }, retry_at }
 }
 
 /// `name_namespace(uid)`, as the kubelet names a pod in its texts.

@@ -5,9 +5,9 @@
 
 use std::path::Path;
 
-use coracle_cri::v1::{Device, Mount, MountPropagation};
+use coracle_cri::v1::{Device, ImageSpec, Mount, MountPropagation};
 
-use crate::api::{Container, Pod, VolumeMount};
+use crate::api::{Container, ImageVolumeSource, Pod, VolumeMount};
 use crate::env::expand_sub_path;
 use crate::volume::{self, Bind, SubPathError};
 
@@ -72,8 +72,12 @@ pub(super) fn volume_mounts(
             || MountError::NoVolume { volume: mount.name.clone(), container: container.name.clone() };
         let volume = pod.spec.volumes.iter().find(|volume| volume.name == mount.name);
         let volume = volume.ok_or_else(no_volume)?;
-        let mut host_path = volume::host_dir(pod_dir, volume).ok_or_else(no_volume)?;
         let sub_path = sub_path(mount, env)?;
+        if let Some(source) = &volume.image {
+            mounts.push(image_mount(mount, container, source, sub_path, supports_rro)?);
+            continue;
+        }
+        let mut host_path = volume::host_dir(pod_dir, volume).ok_or_else(no_volume)?;
         if !sub_path.is_empty() {
             let bind = Bind { pod_dir, volume_name: &mount.name, container: &container.name, index };
             host_path = volume::bind_sub_path(&host_path, &sub_path, &bind)
@@ -90,6 +94,28 @@ pub(super) fn volume_mounts(
         });
     }
     Ok(mounts)
+}
+
+/// The mount of an image, which the runtime makes; whoever starts the container says which image it has become.
+fn image_mount(
+    mount: &VolumeMount,
+    container: &Container,
+    source: &ImageVolumeSource,
+    sub_path: String,
+    supports_rro: bool,
+) -> Result<Mount, MountError> {
+    volume::check_sub_path(&sub_path).map_err(MountError::SubPath)?;
+    let image = ImageSpec { user_specified_image: source.reference.clone(), ..ImageSpec::default() };
+    Ok(Mount {
+        container_path: Path::new("/").join(&mount.mount_path).to_string_lossy().into_owned(),
+        image: Some(image),
+        image_sub_path: sub_path,
+        readonly: true,
+        propagation: propagation(mount, container)?.into(),
+        recursive_read_only: recursive_read_only(mount, supports_rro)
+            .map_err(MountError::RecursiveReadOnly)?,
+        ..Mount::default()
+    })
 }
 
 fn sub_path(mount: &VolumeMount, env: &[(String, String)]) -> Result<String, MountError> {

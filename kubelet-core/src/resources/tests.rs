@@ -283,3 +283,22 @@ async fn work_whose_caller_went_away_does_not_meet_the_next() {
     finish.send(()).unwrap();
     assert_eq!(next.await.unwrap(), Some(true), "the next waits for the work and not for its caller");
 }
+
+#[tokio::test]
+async fn an_image_volume_is_the_runtimes_to_mount_and_read_only() {
+    let fixture = Fixture::new("image-volume");
+    let pod = fixture.pod(json!({
+        "volumes": [{"name": "model", "image": {"reference": "models/tiny:1", "pullPolicy": "Never"}}],
+        "containers": [{"name": "c", "image": "i", "volumeMounts": [
+            {"name": "model", "mountPath": "/model"}, {"name": "model", "mountPath": "/part", "subPath": "a/b"}]}],
+    }));
+    fixture.resources.prepare(&pod).await.unwrap();
+    let config = fixture.resources.container_config(&pod, "c", 0, &ImageRef::default(), &[]).await.unwrap();
+    let (whole, part) = (mount(&config, "/model"), mount(&config, "/part"));
+    for mount in [whole, part] {
+        assert_eq!(mount.image.as_ref().unwrap().user_specified_image, "models/tiny:1");
+        assert!(mount.readonly && mount.host_path.is_empty(), "{mount:?}");
+    }
+    assert_eq!((whole.image_sub_path.as_str(), part.image_sub_path.as_str()), ("", "a/b"));
+    fixture.resources.teardown(&pod.metadata.uid).await.unwrap();
+}

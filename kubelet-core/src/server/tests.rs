@@ -417,3 +417,10 @@ async fn read_until(stream: &mut TlsStream<TcpStream>, seen: &mut String, text: 
     };
     tokio::time::timeout(DEADLINE, read).await.unwrap_or_else(|_| panic!("no {text:?}"));
 }
+
+#[test]
+fn streams_are_bound_by_the_limit_of_open_files() {
+    for (limit, streams) in [(Some(1024), 128), (Some(64), 1), (Some(1 << 20), SESSIONS), (None, SESSIONS)] {
+        assert_eq!(sessions(limit), streams, "{limit:?}");
+    }
+}

@@ -31,7 +31,7 @@ pub use teardown::VolumeTeardownError;
 pub(crate) use env_file::read_file_key;
 pub(crate) use immutable::{Immutables, PodObjects};
 pub(crate) use source::Source;
-pub(crate) use subpath::{Bind, bind_sub_path};
+pub(crate) use subpath::{Bind, bind_sub_path, check_sub_path};
 pub(crate) use teardown::tear_down;
 pub(crate) use usage::over_limit;
 
@@ -117,7 +117,7 @@ pub(crate) fn host_dir(pod_dir: &Path, volume: &Volume) -> Option<PathBuf> {
         Source::Secret(_) => "kubernetes.io~secret",
         Source::DownwardApi(_) => "kubernetes.io~downward-api",
         Source::Projected(_) => "kubernetes.io~projected",
-        Source::Unsupported { .. } => return None,
+        Source::Image | Source::Unsupported { .. } => return None,
     };
     Some(pod_dir.join("volumes").join(plugin).join(&volume.name))
 }
@@ -135,6 +135,10 @@ pub(crate) fn set_up(pod: &Pod, volume: &Volume, inputs: &VolumeInputs<'_>) -> R
     }
     if let Source::HostPath(host_path) = source {
         return Ok(host_path::check(host_path)?);
+    }
+    if let Source::Image = source {
+        // It is pulled when a container that mounts it is made.
+        return Ok(());
     }
     let dir = host_dir(inputs.pod_dir, volume).expect("all other kinds have a folder");
     if let Source::EmptyDir(empty_dir) = source {

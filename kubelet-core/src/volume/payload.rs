@@ -50,7 +50,9 @@ pub(crate) fn plan(
             downward_api(pod, &source.items, mode(source.default_mode), allocatable)
         }
         Source::Projected(source) => projected(pod, source, objects, allocatable),
-        Source::EmptyDir(_) | Source::HostPath(_) | Source::Unsupported { .. } => Ok(Payload::new()),
+        Source::EmptyDir(_) | Source::HostPath(_) | Source::Image | Source::Unsupported { .. } => {
+            Ok(Payload::new())
+        }
     }
 }
 

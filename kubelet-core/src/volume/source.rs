@@ -22,6 +22,8 @@ pub(crate) enum Source<'a> {
     DownwardApi(&'a DownwardAPIVolumeSource),
     /// Several of these in one folder.
     Projected(&'a ProjectedVolumeSource),
+    /// The files of an image, which the runtime mounts.
+    Image,
     /// Anything else.
     Unsupported {
         /// The type.
@@ -47,6 +49,8 @@ pub(crate) fn of(volume: &Volume) -> Source<'_> {
         Source::DownwardApi(source)
     } else if let Some(source) = &volume.projected {
         Source::Projected(source)
+    } else if volume.image.is_some() {
+        Source::Image
     } else {
         unsupported(volume).map_or(Source::EmptyDir(None), |(what, cure)| Source::Unsupported { what, cure })
     }
@@ -56,9 +60,6 @@ fn unsupported(volume: &Volume) -> Option<(&'static str, &'static str)> {
     if volume.persistent_volume_claim.is_some() {
         let cure = "claims are bound by a cluster; use a hostPath volume for data that stays on this node";
         return Some(("volume type persistentVolumeClaim", cure));
-    }
-    if volume.image.is_some() {
-        return Some(("volume type image", "copy the files with an init container into an emptyDir volume"));
     }
     let kinds: [(Unused, &'static str, &'static str); 22] = [
         (volume.csi, "volume type csi", USE_HOST_PATH),

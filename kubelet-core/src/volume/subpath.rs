@@ -52,6 +52,17 @@ fn refused<E: Into<io::Error>>(operation: &'static str) -> impl FnOnce(E) -> Sub
     move |error| SubPathError::Io { operation, source: error.into() }
 }
 
+/// Refuses a subPath that no volume can have.
+pub(crate) fn check_sub_path(sub_path: &str) -> Result<(), SubPathError> {
+    if sub_path.starts_with('/') {
+        return Err(SubPathError::Absolute(sub_path.to_owned()));
+    }
+    if sub_path.split('/').any(|part| part == "..") {
+        return Err(SubPathError::Climbs(sub_path.to_owned()));
+    }
+    Ok(())
+}
+
 /// Opens `sub_path` below `volume` as a place (`O_PATH`), making folders that are missing if `create` says so.
 pub(super) fn open_within(volume: &Path, sub_path: &str, create: bool) -> Result<OwnedFd, SubPathError> {
     // The volume's own path is the agent's or the host's, so links in it are trusted.
@@ -73,12 +84,7 @@ struct Walk {
 
 impl Walk {
     fn run(mut self, sub_path: &str) -> Result<OwnedFd, SubPathError> {
-        if sub_path.starts_with('/') {
-            return Err(SubPathError::Absolute(sub_path.to_owned()));
-        }
-        if sub_path.split('/').any(|part| part == "..") {
-            return Err(SubPathError::Climbs(sub_path.to_owned()));
-        }
+        check_sub_path(sub_path)?;
         self.push_front(Path::new(sub_path))?;
         while let Some(part) = self.rest.pop_front() {
             if part == ".." {

@@ -372,7 +372,6 @@ fn types_that_need_a_cluster_say_what_to_do() {
         (json!({"name": "v", "nfs": {"server": "x", "path": "/"}}), "nfs"),
         (json!({"name": "v", "persistentVolumeClaim": {"claimName": "c"}}), "persistentVolumeClaim"),
         (json!({"name": "v", "csi": {"driver": "d"}}), "csi"),
-        (json!({"name": "v", "image": {"reference": "i"}}), "image"),
     ] {
         let error = set_up_first(&dir, &pod(json!({"volumes": [source]})), &Objects::default()).unwrap_err();
         assert!(error.starts_with(&format!("volume type {name} is not supported on this node: ")), "{error}");

@@ -1,7 +1,8 @@
 //! The bundle's OCI specification: gathers what the pure functions of [`crate::spec`] need, and writes changes.
 
+use std::collections::HashMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use coracle_cri::v1;
@@ -15,7 +16,15 @@ use crate::service::Engine;
 use crate::service_error::ServiceError;
 use crate::spec::mounts::{self, SandboxFiles};
 use crate::spec::user::{self, ResolvedUser, UserFiles};
-use crate::spec::{self, ImageDefaults, NamespaceRef, Namespaces, SpecInput, observe, resources};
+use crate::spec::{self, ImageDefaults, NamespaceRef, Namespaces, SpecInput, cdi, observe, resources};
+
+/// What the node's vendors give with these devices.
+fn cdi_edits(names: &[String]) -> Result<(Vec<cdi::Edits>, HashMap<PathBuf, cdi::NodeFacts>), cdi::CdiError> {
+    let folders = cdi::files::FOLDERS.map(Path::new);
+    let edits = cdi::files::read(folders).edits(names)?;
+    let seen = cdi::files::look(&edits);
+    Ok((edits, seen))
+}
 
 /// A specification and what its making found out.
 pub(super) struct Made {
@@ -35,11 +44,12 @@ impl Engine {
         container: &Arc<Container>,
         image: &Image,
     ) -> Result<Made, ServiceError> {
-        let config = container.record().config.clone();
+        let mut config = container.record().config.clone();
         let pod = sandbox.record().config.clone();
         let rootfs = self.layout.rootfs(&container.id);
         let paths: Vec<String> = image.config.volumes.keys().cloned().collect();
         let user = sandbox::user_mapping(&pod).map_err(|what| ServiceError::Invalid { what })?;
+        self.mount_images(&container.id, &sandbox.id, &mut config.mounts, user).await?;
         let image_volumes = volumes::make(&rootfs, &self.layout.layer(&container.id), paths, user).await?;
         let mounts = mounts::merge(&config, &self.sandbox_files(sandbox, &pod), &image_volumes);
         let observed = observe::observe(&config, &mounts).map_err(refused)?;
@@ -72,7 +82,13 @@ impl Engine {
         for notice in spec::notices(&input) {
             tracing::warn!(container = %container.id, "{notice}");
         }
-        let spec = spec::container_spec(&input).map_err(refused)?;
+        let mut spec = spec::container_spec(&input).map_err(refused)?;
+        let devices = cdi::requested(&config).map_err(refused)?;
+        if !devices.is_empty() {
+            let given = tokio::task::spawn_blocking(move || cdi_edits(&devices)).await;
+            let (edits, seen) = given.map_err(|_| ServiceError::Panicked)?.map_err(refused)?;
+            cdi::apply(&mut spec, &edits, &seen).map_err(refused)?;
+        }
         Ok(Made { spec, user })
     }
 
@@ -144,7 +160,7 @@ impl Engine {
     }
 
     /// Reads the specification of the bundle.
-    pub(super) fn read_spec(&self, container: &Container) -> Result<Spec, ServiceError> {
+    pub(crate) fn read_spec(&self, container: &Container) -> Result<Spec, ServiceError> {
         let path = self.spec_path(container);
         let text = fs::read(&path).map_err(ServiceError::file("read", &path))?;
         serde_json::from_slice(&text).map_err(refused)

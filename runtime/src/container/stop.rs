@@ -8,7 +8,7 @@ use std::time::Duration;
 use coracle_cri::v1::ContainerEventType;
 use coracle_shim::protocol::{Code, method, task};
 
-use super::{Container, overlay};
+use super::{Container, image_volumes, overlay};
 use crate::record::ContainerPhase;
 use crate::service::Engine;
 use crate::service_error::{ServiceError, chain};
@@ -114,13 +114,18 @@ impl Engine {
         }
         let rootfs = self.layout.rootfs(&container.id);
         let links = self.layout.bundle(&container.id).join("lower");
-        if let Err(error) = overlay::unmount_all(&rootfs).and_then(|()| overlay::unmount_links(&links)) {
+        let unmounted = overlay::unmount_all(&rootfs)
+            .and_then(|()| overlay::unmount_links(&links))
+            .and_then(|()| image_volumes::unmount(&self.layout, &container.id));
+        if let Err(error) = unmounted {
             errors.push(ServiceError::file("unmount", rootfs)(error));
             // Removing the folder would now empty the writable layer through the mount.
             return errors;
         }
         self.layer_usage.forget(&container.id);
         errors.extend(remove_tree(self.layout.layer(&container.id)).await.err());
+        let mounts = container.record().config.mounts.clone();
+        self.release_images(&container.id, &mounts).await;
         if let Err(error) = self.images.release(&container.id).await {
             tracing::warn!(container = %container.id, error = %chain(&error), "the image of a removed container stays");
         }

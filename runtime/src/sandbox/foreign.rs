@@ -198,6 +198,9 @@ impl Engine {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
+        if let Some(limit) = self.config.descriptor_limit {
+            crate::sys::limit_descriptors(&mut command, limit);
+        }
         let fail = |source| ServiceError::ShimStart { path: path.to_path_buf(), source };
         let silent = |problem: String| ServiceError::ShimSilent { path: path.to_path_buf(), problem };
         let mut child = command.spawn().map_err(fail)?;

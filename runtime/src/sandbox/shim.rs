@@ -56,6 +56,9 @@ impl Engine {
         if self.config.cgroup_driver == CgroupDriver::Systemd {
             command.arg("--systemd-cgroup");
         }
+        if let Some(limit) = self.config.descriptor_limit {
+            command.arg("--descriptors").arg(limit.to_string());
+        }
         command.arg("--cgroup").arg(&self.config.shim_cgroup);
         command.arg("--log").arg(self.layout.state.join("shim.log"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);

@@ -150,6 +150,7 @@ impl Engine {
         if let Err(error) = self.images.hold(&container.id, &record.image_id) {
             tracing::warn!(container = %container.id, error = %chain(&error), "the image of a container is gone");
         }
+        self.hold_images_again(&container.id, &record.config.mounts);
         match (&record.phase, shim) {
             (ContainerPhase::Creating, _) => {}
             (ContainerPhase::Exited(_), _) => {

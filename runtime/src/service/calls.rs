@@ -262,6 +262,28 @@ impl RuntimeService for Runtime {
         Ok(pieces(items, |pod_sandbox_stats| StreamPodSandboxStatsResponse { pod_sandbox_stats }))
     }
 
+    async fn list_metric_descriptors(
+        &self,
+        _request: ListMetricDescriptorsRequest,
+    ) -> Result<ListMetricDescriptorsResponse, Status> {
+        Ok(ListMetricDescriptorsResponse { descriptors: stats::descriptors() })
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _request: ListPodSandboxMetricsRequest,
+    ) -> Result<ListPodSandboxMetricsResponse, Status> {
+        Ok(ListPodSandboxMetricsResponse { pod_metrics: self.sandbox_metrics().await })
+    }
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _request: StreamPodSandboxMetricsRequest,
+    ) -> Result<Stream<StreamPodSandboxMetricsResponse>, Status> {
+        let items = self.sandbox_metrics().await;
+        Ok(pieces(items, |pod_sandbox_metrics| StreamPodSandboxMetricsResponse { pod_sandbox_metrics }))
+    }
+
     async fn update_runtime_config(
         &self,
         request: UpdateRuntimeConfigRequest,
@@ -360,6 +382,15 @@ impl Runtime {
             if let Ok(container) = self.engine.container(&item.id) {
                 all.push(stats::container(&self.engine, &container).await);
             }
+        }
+        all
+    }
+
+    async fn sandbox_metrics(&self) -> Vec<PodSandboxMetrics> {
+        let sandboxes: Vec<_> = self.engine.index().sandboxes.values().cloned().collect();
+        let mut all = Vec::new();
+        for sandbox in sandboxes.iter().filter(|sandbox| sandbox.is_ready()) {
+            all.push(stats::sandbox_metrics(&self.engine, sandbox).await);
         }
         all
     }

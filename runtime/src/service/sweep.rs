@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Engine, StartError};
-use crate::container::overlay;
+use crate::container::{image_volumes, overlay};
 use crate::netns;
 use crate::service_error::chain;
 use crate::shim_client::ShimClient;
@@ -72,7 +72,10 @@ impl Engine {
 
     async fn sweep_container_folder(&self, id: &str) {
         let links = self.layout.bundle(id).join("lower");
-        match overlay::unmount_all(&self.layout.rootfs(id)).and_then(|()| overlay::unmount_links(&links)) {
+        let unmounted = overlay::unmount_all(&self.layout.rootfs(id))
+            .and_then(|()| overlay::unmount_links(&links))
+            .and_then(|()| image_volumes::unmount(&self.layout, id));
+        match unmounted {
             Ok(()) => {
                 report(id, remove(self.layout.layer(id)).await);
                 report(id, remove(self.layout.bundle(id)).await);

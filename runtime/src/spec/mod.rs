@@ -10,6 +10,7 @@
 
 pub mod apparmor;
 pub mod capabilities;
+pub mod cdi;
 pub mod devices;
 pub mod host;
 pub mod mounts;

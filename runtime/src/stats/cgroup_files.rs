@@ -11,19 +11,19 @@ use crate::cgroup::{Cgroups, Hierarchy};
 /// Version 1 writes "no limit" as the largest page-aligned number.
 const UNLIMITED: u64 = 1 << 62;
 
-fn is_v2(cgroups: &Cgroups) -> bool {
+pub(super) fn is_v2(cgroups: &Cgroups) -> bool {
     matches!(cgroups.hierarchy, Hierarchy::V2(_))
 }
 
-fn text(cgroups: &Cgroups, controller: &str, path: &str, file: &str) -> Option<String> {
+pub(super) fn text(cgroups: &Cgroups, controller: &str, path: &str, file: &str) -> Option<String> {
     fs::read_to_string(cgroups.directory(controller, path)?.join(file)).ok()
 }
 
-fn number(cgroups: &Cgroups, controller: &str, path: &str, file: &str) -> Option<u64> {
+pub(super) fn number(cgroups: &Cgroups, controller: &str, path: &str, file: &str) -> Option<u64> {
     text(cgroups, controller, path, file)?.trim().parse().ok()
 }
 
-fn field(text: &str, name: &str) -> Option<u64> {
+pub(super) fn field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 

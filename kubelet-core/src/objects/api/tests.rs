@@ -162,3 +162,18 @@ async fn a_token_is_bound_to_its_pod_and_why_there_is_none_is_told() {
     objects.release("uid-one");
     assert_eq!(objects.renewal("uid-one"), None);
 }
+
+#[tokio::test]
+async fn a_runtime_class_names_the_handler_also_while_the_api_server_is_away() {
+    let (api, objects) = served().await;
+    api.put("/apis/node.k8s.io/v1/runtimeclasses", json!({"metadata": {"name": "small"}, "handler": "crun"}));
+    let none = pod("none", json!({}));
+    let small = pod("small", json!({"runtimeClassName": "small"}));
+    let absent = pod("absent", json!({"runtimeClassName": "absent"}));
+    assert_eq!(objects.runtime_handler(&none).await, Ok(String::new()));
+    assert_eq!(objects.runtime_handler(&small).await.as_deref(), Ok("crun"));
+    let refused = objects.runtime_handler(&absent).await;
+    assert_eq!(refused, Err("runtimeclass.node.k8s.io \"absent\" not found".into()));
+    drop(api);
+    assert_eq!(objects.runtime_handler(&small).await.as_deref(), Ok("crun"));
+}
