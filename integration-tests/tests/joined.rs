@@ -274,3 +274,82 @@ fn kubectl_shows_what_it_shows_of_the_reference_node() {
     assert!(!nodes.contains("<unknown>") && nodes.lines().count() == 2, "{nodes}");
     cluster.down().unwrap();
 }
+
+/// hostUsers: false: root in the pod is nobody on the host, volumes are the pod's, and it stays so over a restart of
+/// the agent and of the container.
+#[test]
+fn a_pod_may_have_users_of_its_own() {
+    let executables = Executables::of_this_build();
+    images::write(&Peers::new(), Set::Basic, Some(&executables.example)).unwrap();
+    let mut cluster = Cluster::start(&Options::of_test("users")).unwrap();
+    cluster.add_node("ours", &Kind::Coracle { executables, flags: Vec::new() }).unwrap();
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}, "data": {"k": "v"}});
+    cluster.api.create("/api/v1/namespaces/default/configmaps", &map).unwrap();
+    let mounts = json!([{"name": "v", "mountPath": "/v"}, {"name": "m", "mountPath": "/m"}]);
+    let mut first = container(json!({"args": ["write", "/v/file", "from root"], "volumeMounts": mounts}));
+    first["name"] = "first".into();
+    let mut main = container(json!({"args": ["serve", "8080"], "volumeMounts": mounts}));
+    main["readinessProbe"] = json!({"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1});
+    for name in ["one", "two"] {
+        let spec = json!({"hostUsers": false, "nodeName": "ours", "terminationGracePeriodSeconds": 1,
+            "securityContext": {"fsGroup": 2000}, "initContainers": [first], "containers": [main],
+            "volumes": [{"name": "v", "emptyDir": {}}, {"name": "m", "configMap": {"name": "m"}}]});
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "spec": spec, "metadata": {"name": name}});
+        cluster.api.create(PODS, &pod).unwrap();
+    }
+    let machine = &cluster.node("ours").unwrap().machine;
+    let shown = || cluster.node("ours").unwrap().last_words();
+    let uid = |name: &str| {
+        let pod = cluster.api.get(&format!("{PODS}/{name}")).unwrap();
+        pod["metadata"]["uid"].as_str().unwrap().to_owned()
+    };
+    // The main process of the container, as the host counts, and the host's id of its root.
+    let root_of = |name: &str| -> Option<(u32, u32)> {
+        let uid = uid(name);
+        let processes = machine.processes().into_iter();
+        let mut own = processes.filter(|(pid, cgroup)| {
+            let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            cgroup.contains(&uid) && line.starts_with("/example")
+        });
+        let (pid, _) = own.next()?;
+        let map = std::fs::read_to_string(format!("/proc/{pid}/uid_map")).ok()?;
+        let groups = std::fs::read_to_string(format!("/proc/{pid}/gid_map")).ok()?;
+        assert_eq!(map, groups);
+        let numbers: Vec<u32> = map.split_whitespace().map(|word| word.parse().unwrap()).collect();
+        assert_eq!((numbers.len(), numbers[0], numbers[2]), (3, 0, 65536), "{map}");
+        Some((pid, numbers[1]))
+    };
+    let ready = |name: &str| {
+        let path = format!("{PODS}/{name}");
+        cluster.wait(name, LIMIT, |api| Ok(is_ready(&api.get(&path)?)), shown).unwrap();
+        root_of(name).unwrap()
+    };
+    let ((pid, one), (_, two)) = (ready("one"), ready("two"));
+    assert!(one != two && one >= 65536 && one % 65536 == 0 && two % 65536 == 0, "{one} {two}");
+    use std::os::unix::fs::MetadataExt as _;
+    assert_eq!(std::fs::metadata(format!("/proc/{pid}")).unwrap().uid(), one);
+    // On the disk what root in the pod wrote is root's and the fsGroup's, as for a pod without users of its own.
+    let volume =
+        machine.folder.join("lib/kubelet/pods").join(uid("one")).join("volumes/kubernetes.io~empty-dir/v");
+    let file = std::fs::metadata(volume.join("file")).unwrap();
+    assert_eq!((file.uid(), file.gid()), (0, 2000));
+    let kept = machine.folder.join("lib/kubelet/pods").join(uid("one")).join("userns");
+    assert!(std::fs::read_to_string(&kept).unwrap().contains(&format!("\"hostId\":{one}")));
+
+    machine.kill_service("coracle").unwrap();
+    machine.start_service_again("coracle").unwrap();
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let path = format!("{PODS}/one");
+    let again = |pod: &Value| pod["status"]["containerStatuses"][0]["restartCount"] == 1 && is_ready(pod);
+    cluster.wait("it is started anew", LIMIT, |api| Ok(again(&api.get(&path)?)), shown).unwrap();
+    assert_eq!(root_of("one").unwrap().1, one);
+    for name in ["one", "two"] {
+        cluster.api.delete(&format!("{PODS}/{name}")).unwrap();
+    }
+    let gone = |api: &coracle_integration_tests::cluster::api::Api| {
+        Ok(api.get(PODS)?["items"].as_array().is_some_and(Vec::is_empty) && !kept.exists())
+    };
+    cluster.wait("they are gone", LIMIT, gone, shown).unwrap();
+    cluster.down().unwrap();
+}

@@ -186,7 +186,7 @@ impl Kubelet {
         let events = EventRecorder::new(config.clock.clone(), config.events);
         let (changes, sources_seen) = (objects.changes(), config.seen());
         let mut resources = config.resources.clone();
-        resources.recursive_read_only |= makes_mounts_read_only(&*runtime, &config).await?;
+        add_features(&mut resources, &*runtime, &config).await?;
         let resources = PodResources::new(resources, objects.clone(), events.clone());
         let resources = resources.map_err(StartError::Machine)?;
         if let Some(path) = &config.log_links {
@@ -303,16 +303,24 @@ impl Kubelet {
     }
 }
 
-/// Whether the runtime's default handler can make mounts below a mount read-only too.
-async fn makes_mounts_read_only(
+/// Adds what the runtime's handlers can do: the default one, make mounts below a mount read-only too; each, give a pod
+/// users of its own.
+async fn add_features(
+    resources: &mut PodResourcesConfig,
     runtime: &dyn RuntimeService,
     config: &KubeletConfig,
-) -> Result<bool, StartError> {
+) -> Result<(), StartError> {
     let call = runtime.status(StatusRequest { verbose: false });
     let status = crate::pod::rpc::bounded("Status", config.deadlines.query, call).await;
     let handlers = status.map_err(StartError::Runtime)?.runtime_handlers;
-    let features = handlers.into_iter().find(|handler| handler.name.is_empty()).and_then(|h| h.features);
-    Ok(features.is_some_and(|features| features.recursive_read_only_mounts))
+    for handler in handlers {
+        let Some(features) = handler.features else { continue };
+        resources.recursive_read_only |= handler.name.is_empty() && features.recursive_read_only_mounts;
+        if features.user_namespaces {
+            resources.user_namespace_handlers.insert(handler.name);
+        }
+    }
+    Ok(())
 }
 
 /// The parts that tests replace.

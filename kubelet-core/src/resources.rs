@@ -10,6 +10,7 @@ mod error;
 mod files;
 mod gates;
 mod mounts;
+mod user_namespaces;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -36,6 +37,8 @@ pub use config::PodResourcesConfig;
 pub use error::{ConfigError, NameError, PrepareError, TeardownError};
 use gates::Gates;
 pub use mounts::MountError;
+pub use user_namespaces::UserNamespaceError;
+use user_namespaces::UserNamespaces;
 
 /// So many pods have disk work done at once; more only make each of them later on a small machine.
 const PODS_AT_ONCE: usize = 8;
@@ -50,6 +53,7 @@ struct Inner {
     objects: Immutables,
     events: EventRecorder,
     cgroups: PodCgroups,
+    user_namespaces: UserNamespaces,
     gates: Gates,
     permits: Arc<Semaphore>,
 }
@@ -78,12 +82,15 @@ impl PodResources {
         let facts = config::host_facts()?;
         config::fill_allocatable(&mut config.allocatable, &facts, &config.root_dir);
         let cgroups = PodCgroups::new(config.cgroup(), &facts)?;
+        let handlers = config.user_namespace_handlers.clone();
+        let user_namespaces = UserNamespaces::new(config.pods_dir(), handlers);
         Ok(Self(Arc::new(Inner {
             config,
             facts,
             objects: Immutables::new(objects),
             events,
             cgroups,
+            user_namespaces,
             gates: Gates::default(),
             permits: Arc::new(Semaphore::new(PODS_AT_ONCE)),
         })))
@@ -214,6 +221,8 @@ impl Inner {
         files::make_pod_dirs(&pod_dir, &self.log_dir(pod))
             .map_err(|(path, cause)| PrepareError::Directories { path, cause })?;
         self.cgroups.ensure(pod).map_err(PrepareError::Cgroup)?;
+        // Written down here, off the event loop. Why a pod can have none is told with its sandbox.
+        let _ = self.user_namespaces.of_pod(pod);
         self.volumes(pod)
     }
 
@@ -276,6 +285,7 @@ impl Inner {
             cluster_domain: &self.config.cluster_domain,
             cgroup_parent: self.cgroups.parent(pod),
             cpu: self.cpu(),
+            user_namespace: self.user_namespaces.of_pod(pod)?,
         };
         Ok(sandbox_config::pod_sandbox_config(pod, inputs)?)
     }
@@ -325,6 +335,7 @@ impl Inner {
             cpu: self.cpu(),
             seccomp_default: self.config.seccomp_default,
             seccomp_root: &seccomp_root.to_string_lossy(),
+            user_namespace: self.user_namespaces.of_pod(pod)?,
         };
         Ok(container_config::container_config(pod, container, inputs)?)
     }
@@ -336,6 +347,9 @@ impl Inner {
         let cgroup = self.cgroups.remove(uid);
         let volumes = volume::tear_down(&self.pod_dir(uid));
         self.objects.release(uid);
+        if volumes.is_empty() {
+            self.user_namespaces.release(uid);
+        }
         if cgroup.is_empty() && volumes.is_empty() {
             return Ok(());
         }

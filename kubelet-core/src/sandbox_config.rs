@@ -11,7 +11,7 @@ use coracle_cri::v1::security_profile::ProfileType;
 use coracle_cri::v1::{
     DnsConfig, Int64Value, LinuxContainerResources, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
     NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PortMapping, Protocol,
-    SeLinuxOption, SecurityProfile, SupplementalGroupsPolicy,
+    SeLinuxOption, SecurityProfile, SupplementalGroupsPolicy, UserNamespace,
 };
 
 use crate::api::{Container, Pod, SELinuxOptions};
@@ -63,12 +63,6 @@ pub enum SandboxConfigError {
     /// A policy that there is not.
     #[error("unsupported supplementalGroupsPolicy: {0}")]
     SupplementalGroupsPolicy(String),
-    /// hostUsers: false.
-    #[error(
-        "pod asks for a user namespace of its own (hostUsers: false), which this node does not offer; remove \
-         hostUsers or set it to true"
-    )]
-    UserNamespace,
 }
 
 /// What the node decides about a sandbox.
@@ -85,6 +79,8 @@ pub struct SandboxInputs<'a> {
     pub cgroup_parent: String,
     /// How CPU limits become quotas.
     pub cpu: CpuPolicy,
+    /// The pod's users on the host; none for a pod that has the host's.
+    pub user_namespace: Option<UserNamespace>,
 }
 
 /// The CRI configuration of a pod's sandbox.
@@ -102,7 +98,7 @@ pub fn pod_sandbox_config(
     };
     let linux = LinuxPodSandboxConfig {
         cgroup_parent: inputs.cgroup_parent,
-        security_context: Some(security_context(pod)?),
+        security_context: Some(security_context(pod, inputs.user_namespace)?),
         sysctls: sysctls(pod),
         overhead: Some(overhead(pod, inputs.cpu)),
         resources: Some(resources(pod, inputs.cpu)),
@@ -286,11 +282,14 @@ fn dotted(name: &str) -> String {
     name.chars().map(swap).collect()
 }
 
-fn security_context(pod: &Pod) -> Result<LinuxSandboxSecurityContext, SandboxConfigError> {
+fn security_context(
+    pod: &Pod,
+    user_namespace: Option<UserNamespace>,
+) -> Result<LinuxSandboxSecurityContext, SandboxConfigError> {
     let runtime_default =
         SecurityProfile { profile_type: ProfileType::RuntimeDefault.into(), localhost_ref: String::new() };
     let mut context = LinuxSandboxSecurityContext {
-        namespace_options: Some(namespace_options(pod)?),
+        namespace_options: Some(namespace_options(pod, user_namespace)),
         privileged: pod.all_containers().any(is_privileged),
         seccomp: Some(runtime_default),
         ..LinuxSandboxSecurityContext::default()
@@ -334,24 +333,21 @@ pub(crate) fn selinux(options: &SELinuxOptions) -> SeLinuxOption {
 }
 
 /// The namespaces that the pod's containers share with one another or with the host.
-pub fn namespace_options(pod: &Pod) -> Result<NamespaceOption, SandboxConfigError> {
+pub fn namespace_options(pod: &Pod, user_namespace: Option<UserNamespace>) -> NamespaceOption {
     let spec = &pod.spec;
-    if spec.host_users == Some(false) {
-        return Err(SandboxConfigError::UserNamespace);
-    }
     let shared = |host| if host { NamespaceMode::Node } else { NamespaceMode::Pod };
     let pid = match spec.share_process_namespace {
         _ if spec.host_pid => NamespaceMode::Node,
         Some(true) => NamespaceMode::Pod,
         _ => NamespaceMode::Container,
     };
-    Ok(NamespaceOption {
+    NamespaceOption {
         network: shared(spec.host_network).into(),
         pid: pid.into(),
         ipc: shared(spec.host_ipc).into(),
         target_id: String::new(),
-        userns_options: None,
-    })
+        userns_options: user_namespace,
+    }
 }
 
 fn resources(pod: &Pod, cpu: CpuPolicy) -> LinuxContainerResources {

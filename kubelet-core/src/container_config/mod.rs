@@ -8,6 +8,7 @@ mod security;
 
 use coracle_cri::v1::{
     ContainerConfig, ContainerMetadata, Device, ImageSpec, KeyValue, LinuxContainerConfig, Mount, Signal,
+    UserNamespace,
 };
 
 use crate::api::{Container, Pod};
@@ -86,6 +87,8 @@ pub struct ContainerInputs<'a> {
     pub seccomp_default: bool,
     /// Where profiles of type Localhost lie.
     pub seccomp_root: &'a str,
+    /// The pod's users on the host; none for a pod that has the host's. What is mounted is theirs.
+    pub user_namespace: Option<UserNamespace>,
 }
 
 /// The CRI configuration of a container.
@@ -105,6 +108,13 @@ pub fn container_config(
         |name: &str| inputs.env.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
     let command = container.command.iter().map(|text| expand(text, lookup)).collect();
     let args = container.args.iter().map(|text| expand(text, lookup)).collect();
+    let mut mounts = inputs.mounts;
+    if let Some(users) = &inputs.user_namespace {
+        for mount in &mut mounts {
+            mount.uid_mappings.clone_from(&users.uids);
+            mount.gid_mappings.clone_from(&users.gids);
+        }
+    }
     let image = ImageSpec {
         image: inputs.image.id.clone(),
         user_specified_image: container.image.clone(),
@@ -129,7 +139,7 @@ pub fn container_config(
             .into_iter()
             .map(|(key, value)| KeyValue { key, value: value.into_bytes() })
             .collect(),
-        mounts: inputs.mounts,
+        mounts,
         devices: inputs.devices,
         ..ContainerConfig::default()
     })

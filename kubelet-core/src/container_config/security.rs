@@ -144,7 +144,7 @@ pub(super) fn security_context(
     Ok(LinuxContainerSecurityContext {
         capabilities,
         privileged: own.and_then(|c| c.privileged) == Some(true),
-        namespace_options: Some(sandbox_config::namespace_options(pod)?),
+        namespace_options: Some(sandbox_config::namespace_options(pod, inputs.user_namespace.clone())),
         selinux_options: selinux.map(sandbox_config::selinux),
         run_as_user: asked_user.or(image_uid).map(|value| Int64Value { value }),
         run_as_group: group.map(|value| Int64Value { value }),

@@ -33,6 +33,7 @@ fn build(spec: Value, image: &ImageRef, facts: &HostFacts) -> Result<ContainerCo
         cpu: CpuPolicy::default(),
         seccomp_default: false,
         seccomp_root: "/root-dir/seccomp",
+        user_namespace: None,
     };
     container_config(&pod, &pod.spec.containers[0], inputs).map_err(|error| error.to_string())
 }

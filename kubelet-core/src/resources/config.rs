@@ -1,5 +1,6 @@
 //! Settings of [`super::PodResources`], and what it reads of the machine when the agent starts.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -44,6 +45,8 @@ pub struct PodResourcesConfig {
     pub allocatable: Allocatable,
     /// Whether the runtime can make mounts below a mount read-only too, as its Status says.
     pub recursive_read_only: bool,
+    /// Handlers of the runtime that give a pod users of its own; the default one is the empty name.
+    pub user_namespace_handlers: BTreeSet<String>,
 }
 
 impl PodResourcesConfig {
@@ -65,6 +68,7 @@ impl PodResourcesConfig {
             cpu_cfs_quota_period_us: 100_000,
             allocatable: Allocatable::new(),
             recursive_read_only: false,
+            user_namespace_handlers: BTreeSet::new(),
         }
     }
 

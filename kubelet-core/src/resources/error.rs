@@ -6,7 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::MountError;
+use super::{MountError, UserNamespaceError};
 use crate::api::Pod;
 use crate::container_config::ContainerConfigError;
 use crate::env::EnvError;
@@ -68,6 +68,9 @@ pub enum ConfigError {
     /// The sandbox.
     #[error(transparent)]
     Sandbox(#[from] SandboxConfigError),
+    /// Users of its own.
+    #[error(transparent)]
+    UserNamespace(#[from] UserNamespaceError),
     /// The node's resolver settings.
     #[error("could not open resolv conf file {}: {cause}", path.display())]
     ResolvConf {
@@ -104,7 +107,7 @@ impl ConfigError {
     /// The waiting reason of the container, or the event reason of the pod if it is about its sandbox.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Sandbox(_) | Self::ResolvConf { .. } => "FailedCreatePodSandBox",
+            Self::Sandbox(_) | Self::UserNamespace(_) | Self::ResolvConf { .. } => "FailedCreatePodSandBox",
             _ => "CreateContainerConfigError",
         }
     }

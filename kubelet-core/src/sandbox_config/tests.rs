@@ -20,6 +20,7 @@ fn config(spec: Value) -> Result<PodSandboxConfig, SandboxConfigError> {
         cluster_domain: "cluster.local",
         cgroup_parent: "/kubepods/podu1".into(),
         cpu: CpuPolicy::default(),
+        user_namespace: None,
     };
     pod_sandbox_config(&pod("web", spec), inputs)
 }
@@ -91,8 +92,6 @@ fn shared_processes_and_refusals() {
     let shared = config(json!({"shareProcessNamespace": true})).unwrap();
     let names = shared.linux.unwrap().security_context.unwrap().namespace_options.unwrap();
     assert_eq!(names.pid(), NamespaceMode::Pod);
-    let refused = config(json!({"hostUsers": false})).unwrap_err().to_string();
-    assert!(refused.contains("hostUsers"), "{refused}");
     let refused = config(json!({"securityContext": {"supplementalGroupsPolicy": "x"}})).unwrap_err();
     assert_eq!(refused.to_string(), "unsupported supplementalGroupsPolicy: x");
 }
