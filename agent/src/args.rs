@@ -123,9 +123,9 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "NAME")]
     pub hostname_override: Option<String>,
 
-    /// Address of this node; that of the default route if not given
-    #[arg(long, value_name = "IP")]
-    pub node_ip: Option<IpAddr>,
+    /// Address of this node, or one of each family, primary first; that of the default route if not given
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    pub node_ip: Vec<IpAddr>,
 
     #[command(flatten)]
     pub runtime: RuntimeArgs,

@@ -353,3 +353,180 @@ fn a_pod_may_have_users_of_its_own() {
     cluster.wait("they are gone", LIMIT, gone, shown).unwrap();
     cluster.down().unwrap();
 }
+
+/// What is reserved is kept from pods: in what the Node tells, in the cgroup of all pods, and in what a pod without
+/// limits is told. A pod that is not admitted is among the node's pods with its reason.
+#[test]
+fn what_is_reserved_is_kept_from_pods() {
+    let executables = Executables::of_this_build();
+    images::write(&Peers::new(), Set::Basic, Some(&executables.example)).unwrap();
+    let mut cluster = Cluster::start(&Options::of_test("reserved")).unwrap();
+    let flags = ["--system-reserved=cpu=200m,memory=128Mi,pid=1000", "--kube-reserved=cpu=100m,memory=64Mi"];
+    let mut flags = flags.map(str::to_owned).to_vec();
+    // Beside the address that the harness gives.
+    flags.push("--node-ip=fd00:7::7".to_owned());
+    cluster.add_node("ours", &Kind::Coracle { executables, flags }).unwrap();
+    let big = container(json!({"resources": {"requests": {"memory": "9Ti"}}}));
+    let limit = json!([{"name": "LIMIT", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory"}}}]);
+    let plain = container(json!({"env": limit}));
+    for (name, container, host) in [("big", big, false), ("plain", plain, true)] {
+        let spec = json!({"nodeName": "ours", "terminationGracePeriodSeconds": 1, "containers": [container],
+            "hostNetwork": host});
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "spec": spec, "metadata": {"name": name}});
+        cluster.api.create(PODS, &pod).unwrap();
+    }
+    let shown = || cluster.node("ours").unwrap().last_words();
+    let path = format!("{PODS}/plain");
+    cluster.wait("it is ready", LIMIT, |api| Ok(is_ready(&api.get(&path)?)), shown).unwrap();
+    let rejected = |api: &coracle_integration_tests::cluster::api::Api| {
+        Ok(api.get(&format!("{PODS}/big"))?["status"]["reason"] == "OutOfmemory")
+    };
+    cluster.wait("it is not admitted", LIMIT, rejected, shown).unwrap();
+
+    let node = cluster.api.get("/api/v1/nodes/ours").unwrap()["status"].clone();
+    let kibibytes = |value: &Value| value.as_str().unwrap().trim_end_matches("Ki").parse::<i64>().unwrap();
+    let (memory, left) = (kibibytes(&node["capacity"]["memory"]), kibibytes(&node["allocatable"]["memory"]));
+    assert_eq!(memory - left, (192 + 100) * 1024, "reserved and what would mean pressure");
+    let cores: i64 = node["capacity"]["cpu"].as_str().unwrap().parse().unwrap();
+    assert_eq!(node["allocatable"]["cpu"], format!("{}m", cores * 1000 - 300));
+    let addresses: Vec<&str> =
+        node["addresses"].as_array().unwrap().iter().filter_map(|it| it["address"].as_str()).collect();
+    assert!(addresses.contains(&"fd00:7::7") && addresses.len() == 3, "{addresses:?}");
+    let pod = cluster.api.get(&path).unwrap();
+    assert_eq!(pod["status"]["hostIPs"].as_array().unwrap().len(), 2, "{pod:#}");
+
+    let machine = &cluster.node("ours").unwrap().machine;
+    let read = |v1: &str, v2: &str| {
+        let text = machine.run(&["cat", v1]).or_else(|_| machine.run(&["cat", v2])).unwrap();
+        text.trim().parse::<i64>().unwrap()
+    };
+    let limit =
+        read("/sys/fs/cgroup/memory/kubepods/memory.limit_in_bytes", "/sys/fs/cgroup/kubepods/memory.max");
+    assert_eq!(limit, (memory - 192 * 1024) * 1024 / 4096 * 4096);
+    let (pid, _) = machine
+        .processes()
+        .into_iter()
+        .find(|(pid, cgroup)| {
+            let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            cgroup.contains("kubepods") && line.starts_with("/example")
+        })
+        .unwrap();
+    let environment = std::fs::read_to_string(format!("/proc/{pid}/environ")).unwrap();
+    assert!(environment.contains(&format!("LIMIT={}\0", left * 1024)), "{environment}");
+
+    let pods = cluster.api.get("/api/v1/nodes/ours/proxy/pods").unwrap();
+    let reasons: Vec<_> = pods["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|pod| (pod["metadata"]["name"].as_str().unwrap(), pod["status"]["reason"].as_str()))
+        .collect();
+    assert!(
+        reasons.len() == 2
+            && reasons.contains(&("big", Some("OutOfmemory")))
+            && reasons.contains(&("plain", None)),
+        "{reasons:?}"
+    );
+    let given = cluster.api.get("/api/v1/nodes/ours").unwrap()["spec"]["podCIDR"].clone();
+    let kept = std::fs::read_to_string(machine.folder.join("lib/coracle/agent/pod-cidrs")).unwrap();
+    assert_eq!(given, kept.trim());
+    for name in ["big", "plain"] {
+        cluster.api.delete(&format!("{PODS}/{name}")).unwrap();
+    }
+    let gone = |api: &coracle_integration_tests::cluster::api::Api| {
+        Ok(api.get("/api/v1/nodes/ours/proxy/pods")?["items"].as_array().is_none_or(Vec::is_empty))
+    };
+    cluster.wait("they are gone", LIMIT, gone, shown).unwrap();
+    cluster.down().unwrap();
+}
+
+/// A node that runs short ends its pods one by one, those above their requests first and the system's never, says so as
+/// a kubelet does, and takes no new pod without requests.
+#[test]
+fn a_node_that_runs_short_evicts_in_the_kubelets_order() {
+    let executables = Executables::of_this_build();
+    images::write(&Peers::new(), Set::Basic, Some(&executables.example)).unwrap();
+    let mut cluster = Cluster::start(&Options::of_test("evictions")).unwrap();
+    cluster.add_node("ours", &Kind::Coracle { executables, flags: Vec::new() }).unwrap();
+    let requests = json!({"resources": {"requests": {"memory": "200Mi"}}, "args": ["fill", "1"]});
+    let pods = [
+        ("critical", container(json!({"args": ["fill", "60"]})), "kube-system"),
+        ("within", container(requests), "default"),
+        ("small", container(json!({"args": ["fill", "5"]})), "default"),
+        ("large", container(json!({"args": ["fill", "40"]})), "default"),
+    ];
+    let create = |name: &str, container: &Value, namespace: &str| {
+        let mut spec = json!({"nodeName": "ours", "terminationGracePeriodSeconds": 30, "containers": [container],
+            "hostNetwork": true});
+        if namespace == "kube-system" {
+            spec["priorityClassName"] = "system-node-critical".into();
+        }
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "spec": spec, "metadata": {"name": name}});
+        cluster.api.create(&format!("/api/v1/namespaces/{namespace}/pods"), &pod).unwrap();
+    };
+    let path = |name: &str, namespace: &str| format!("/api/v1/namespaces/{namespace}/pods/{name}");
+    let shown = || cluster.node("ours").unwrap().last_words();
+    for (name, container, namespace) in &pods {
+        create(name, container, namespace);
+        let path = path(name, namespace);
+        cluster.wait(name, LIMIT, |api| Ok(is_ready(&api.get(&path)?)), shown).unwrap();
+    }
+    // From now on there is never enough.
+    let machine = &cluster.node("ours").unwrap().machine;
+    machine.kill_service("coracle").unwrap();
+    let command =
+        "sed -i 's/memory.available<[0-9A-Za-z]*/memory.available<1000Gi/' /run/services/coracle.command";
+    machine.run(&["bash", "-c", command]).unwrap();
+    machine.start_service_again("coracle").unwrap();
+
+    let mut order = Vec::new();
+    let all = |api: &coracle_integration_tests::cluster::api::Api| {
+        for name in ["within", "small", "large"] {
+            let pod = api.get(&path(name, "default"))?;
+            if pod["status"]["reason"] == "Evicted" && !order.contains(&name) {
+                order.push(name);
+            }
+        }
+        Ok(order.len() == 3)
+    };
+    cluster.wait("all that may go are gone", LIMIT, all, shown).unwrap();
+    assert_eq!(order, ["large", "small", "within"]);
+    let large = cluster.api.get(&path("large", "default")).unwrap()["status"].clone();
+    assert_eq!(large["phase"], "Failed", "{large:#}");
+    let message = large["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("The node was low on resource: memory. Threshold quantity: 1000Gi, available: ")
+            && message.contains("Container main was using ")
+            && message.ends_with("request is 0, has larger consumption of memory. "),
+        "{message}"
+    );
+    let target =
+        large["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "DisruptionTarget").unwrap();
+    assert_eq!((&target["status"], &target["reason"]), (&json!("True"), &json!("TerminationByKubelet")));
+    assert_eq!(target["message"], large["message"]);
+    assert!(
+        is_ready(&cluster.api.get(&path("critical", "kube-system")).unwrap()),
+        "the system's pod was ended"
+    );
+    let tainted = |api: &coracle_integration_tests::cluster::api::Api| {
+        let node = api.get("/api/v1/nodes/ours")?;
+        let taints = node["spec"]["taints"].as_array().cloned().unwrap_or_default();
+        Ok(taints.iter().any(|taint| taint["key"] == "node.kubernetes.io/memory-pressure"))
+    };
+    cluster.wait("the node is tainted", LIMIT, tainted, shown).unwrap();
+    create("late", &container(json!({})), "default");
+    let refused = |api: &coracle_integration_tests::cluster::api::Api| {
+        let status = api.get(&path("late", "default"))?["status"].clone();
+        Ok(status["reason"] == "Evicted"
+            && status["message"] == "Pod was rejected: The node had condition: [MemoryPressure]. ")
+    };
+    cluster
+        .wait("a new pod is not taken", LIMIT, refused, || cluster.ask(&["describe", "pod", "late"]).unwrap())
+        .unwrap();
+    let events = cluster.ask(&["get", "events", "-A"]).unwrap();
+    assert!(
+        events.contains("EvictionThresholdMet") && events.contains("Attempting to reclaim memory"),
+        "{events}"
+    );
+    cluster.down().unwrap();
+}

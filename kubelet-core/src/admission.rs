@@ -21,6 +21,9 @@ pub fn reject(pod: &Pod, node: &Node, others: &[&Pod]) -> Option<Rejection> {
     let rejection = |reason: &str, message: &str| {
         Some(Rejection { reason: reason.to_owned(), message: message.to_owned() })
     };
+    if let Some(evicted) = crate::eviction::plan::reject(pod, node) {
+        return Some(evicted);
+    }
     if pod.metadata.labels.get("kubernetes.io/os").is_some_and(|os| os != "linux") {
         let message = "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label";
         return rejection("PodOSSelectorNodeLabelDoesNotMatch", message);

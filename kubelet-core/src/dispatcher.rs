@@ -18,6 +18,7 @@ use tokio::task::{Id, JoinSet};
 use crate::api::{Pod, PodStatus};
 use crate::backoff::{Backoff, BackoffPolicy};
 use crate::pod::edges::Node;
+use crate::pod::status::Eviction;
 use crate::pod::worker::{Bell, Desired, Goal, Report, Setup, Worker};
 use crate::runtime_watch::{self, Listing, Pulse, RuntimeWatch};
 use crate::source::PodSet;
@@ -32,6 +33,8 @@ const LIST_RETRY: Duration = Duration::from_secs(1);
 pub(crate) enum Command {
     /// Stop the workers, leave the pods.
     Drain { done: oneshot::Sender<()> },
+    /// End one pod for the node's sake.
+    Evict { uid: Arc<str>, eviction: Eviction, grace: i64 },
     /// End all pods, start none any more.
     StopPods { grace: Option<i64>, done: oneshot::Sender<()> },
 }
@@ -123,6 +126,7 @@ impl Dispatcher {
                         return;
                     }
                     Some(Command::StopPods { grace, done }) => self.stop_pods(grace, done),
+                    Some(Command::Evict { uid, eviction, grace }) => self.evict(&uid, eviction, grace),
                     None => return self.drain().await,
                 },
                 () = restart => self.restart_failed(),
@@ -145,6 +149,8 @@ impl Dispatcher {
                         let _ = done.send(());
                         return None;
                     }
+                    // Nothing runs yet that could be ended.
+                    Some(Command::Evict { .. }) => {}
                     None => return None,
                 },
             }
@@ -182,7 +188,7 @@ impl Dispatcher {
         let uid = pod.metadata.uid.clone();
         self.waiting.remove(&uid);
         let fresh = self.found.pods.remove(&uid).is_none();
-        let (desired, receiver) = watch::channel(Desired { pod, goal, grace: None });
+        let (desired, receiver) = watch::channel(Desired { pod, goal, grace: None, eviction: None });
         let bell = Arc::new(Bell::default());
         // After a reboot the runtime knows nothing of the pod, and what was known of its containers is no more.
         let last = self.last_statuses.remove(&uid).filter(|_| !fresh);
@@ -257,6 +263,14 @@ impl Dispatcher {
             (a, b) => a.or(b),
         };
         waiting.push(done);
+    }
+
+    fn evict(&self, uid: &Arc<str>, eviction: Eviction, grace: i64) {
+        let Some(entry) = self.entries.get(uid) else { return };
+        entry.desired.send_modify(|desired| {
+            desired.grace = Some(desired.grace.map_or(grace, |own| own.min(grace)));
+            desired.eviction.get_or_insert(eviction);
+        });
     }
 
     fn tell_if_stopped(&mut self) {

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 
 use crate::api::Node;
 use crate::clock::Clock;
-use crate::kubelet::Kubelet;
+use crate::kubelet::{Kubelet, PodViews};
 use crate::objects::ApiObjects;
 use crate::source::{ApiPods, ApiPodsInputs, News, PodSet};
 use crate::{event_writer, kept, status_writer};
@@ -70,6 +70,7 @@ pub struct Joined {
     objects: Arc<ApiObjects>,
     /// Until somebody follows the kubelet.
     news: Option<mpsc::UnboundedReceiver<News>>,
+    idle: watch::Sender<PodViews>,
     tasks: JoinSet<()>,
 }
 
@@ -85,7 +86,14 @@ impl Joined {
             clock: config.clock.clone(),
             kept: config.kept.clone().map(|path| (path, objects.clone())),
         });
-        Self { config, pods, objects, news: Some(news), tasks: JoinSet::new() }
+        Self {
+            config,
+            pods,
+            objects,
+            news: Some(news),
+            idle: watch::Sender::default(),
+            tasks: JoinSet::new(),
+        }
     }
 
     /// The pods that should run.
@@ -96,6 +104,11 @@ impl Joined {
     /// Whether those are all: for [`KubeletConfig::sources_seen`](crate::kubelet::KubeletConfig::sources_seen).
     pub fn sources_seen(&self) -> watch::Receiver<bool> {
         self.pods.seen.clone()
+    }
+
+    /// Pods of the API of which nothing runs here: those that were not admitted, with why.
+    pub fn idle(&self) -> watch::Receiver<PodViews> {
+        self.idle.subscribe()
     }
 
     /// What pods refer to.
@@ -115,6 +128,7 @@ impl Joined {
             statuses: kubelet.statuses(),
             statics: config.static_pods.clone(),
             node: config.node.clone(),
+            idle: self.idle.clone(),
         }));
         if let Some(path) = config.kept.clone() {
             self.tasks.spawn(kept::keep(kept::Inputs {

@@ -25,10 +25,11 @@ use crate::api::{Pod, PodStatus};
 use crate::clock::Clock;
 use crate::dispatcher::{self, Command, Dispatcher};
 use crate::events::EventRecorder;
+use crate::gc::GcTrigger;
 use crate::image_pull::{ImagePullConfig, ImagePuller};
 use crate::objects::ObjectSource;
 use crate::pod::edges::{Images, Node, Resources};
-use crate::pod::status::NodeFacts;
+use crate::pod::status::{Eviction, NodeFacts};
 use crate::resources::{PodResources, PodResourcesConfig};
 use crate::source::PodSet;
 
@@ -169,6 +170,7 @@ pub struct Kubelet {
     events: EventRecorder,
     probe_counts: ProbeCounts,
     commands: mpsc::Sender<Command>,
+    garbage: Option<GcTrigger>,
     /// Dispatcher, publisher and housekeeping end with the kubelet.
     tasks: JoinSet<()>,
 }
@@ -213,7 +215,7 @@ impl Kubelet {
             log_links: config.log_links,
             sources_seen,
         };
-        housekeeping::spawn(&mut kubelet.tasks, config.housekeeping, inputs);
+        kubelet.garbage = Some(housekeeping::spawn(&mut kubelet.tasks, config.housekeeping, inputs));
         Ok(kubelet)
     }
 
@@ -260,7 +262,7 @@ impl Kubelet {
         let mut tasks = JoinSet::new();
         tasks.spawn(dispatcher.run());
         tasks.spawn(publisher::run(incoming, publish));
-        Ok(Self { statuses, events: parts.events, probe_counts, commands, tasks })
+        Ok(Self { statuses, events: parts.events, probe_counts, commands, garbage: None, tasks })
     }
 
     /// The statuses of all pods that this node has, as they change.
@@ -278,6 +280,12 @@ impl Kubelet {
     /// How often probes succeeded and failed, for the kubelet API.
     pub fn probe_counts(&self) -> ProbeCounts {
         self.probe_counts.clone()
+    }
+
+    /// What ends pods for the node's sake, for [`crate::eviction`].
+    pub fn evictor(&self) -> Evictor {
+        let (commands, statuses) = (self.commands.clone(), self.statuses.clone());
+        Evictor { commands, statuses, garbage: self.garbage.clone() }
     }
 
     /// Stops working and leaves the pods as they are; bounded by some seconds.
@@ -300,6 +308,39 @@ impl Kubelet {
             Ok(_) => Ok(()),
             Err(_) => Err(StopError { left: self.statuses.borrow().len(), limit }),
         }
+    }
+}
+
+/// Ends pods of a kubelet for the node's sake. Clones are of the same kubelet.
+#[derive(Clone, Debug)]
+pub struct Evictor {
+    commands: mpsc::Sender<Command>,
+    statuses: watch::Receiver<PodViews>,
+    garbage: Option<GcTrigger>,
+}
+
+impl Evictor {
+    /// The pods that this node has.
+    pub(crate) fn pods(&self) -> PodViews {
+        self.statuses.borrow().clone()
+    }
+
+    /// Removes every dead container and unused image, and returns when that was tried.
+    pub(crate) async fn collect_all_garbage(&self) {
+        if let Some(garbage) = &self.garbage {
+            garbage.collect_all().await;
+        }
+    }
+
+    /// Ends a pod and waits a while for it; false once the kubelet is gone.
+    pub(crate) async fn evict(&self, uid: &Arc<str>, eviction: Eviction, grace: i64, wait: Duration) -> bool {
+        let command = Command::Evict { uid: uid.clone(), eviction, grace };
+        if self.commands.send(command).await.is_err() {
+            return false;
+        }
+        let mut statuses = self.statuses.clone();
+        let has_ended = |views: &PodViews| views.get(uid).is_none_or(|view| view.ended);
+        !matches!(tokio::time::timeout(wait, statuses.wait_for(has_ended)).await, Ok(Err(_)))
     }
 }
 

@@ -28,6 +28,7 @@ mod dispatcher;
 pub mod env;
 mod event_writer;
 pub mod events;
+pub mod eviction;
 pub mod gc;
 mod hook;
 pub mod hosts;

@@ -36,7 +36,7 @@ use crate::api::{Node, ResourceList, Taint};
 use crate::clock::Clock;
 use crate::events::EventRecorder;
 use machine::MachineFacts;
-use pressure::Thresholds;
+use pressure::{Pressing, Thresholds};
 
 pub use flags::{LabelError, ReservedError, TaintError, parse_labels, parse_reserved, parse_taints};
 
@@ -124,6 +124,34 @@ impl NodeConfig {
     }
 }
 
+/// What all pods together may take of a machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodsShare {
+    /// What a pod without limits sees as its own: what the Node tells as allocatable.
+    pub allocatable: ResourceList,
+    /// Bounds of the cgroup of all pods: what is not reserved, pressure or not.
+    pub enforced: EnforcedShare,
+}
+
+/// Bounds of the cgroup of all pods (`--enforce-node-allocatable=pods` of a kubelet).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EnforcedShare {
+    /// Thousandths of a core, which are its weight against the rest of the machine.
+    pub cpu_milli: i64,
+    /// Bytes.
+    pub memory: i64,
+    /// Process ids that are kept from them.
+    pub pids_reserved: i64,
+}
+
+impl NodeConfig {
+    /// What its flags leave to pods on this machine. Reads `/proc` and `/sys`.
+    pub fn share_of_pods(&self) -> PodsShare {
+        let (facts, storage) = (MachineFacts::read(), machine::storage(&self.root_dir));
+        desired::share_of_pods(self, &facts, storage)
+    }
+}
+
 /// What runs the node's pods.
 #[derive(Clone)]
 pub struct NodeRuntime {
@@ -155,6 +183,7 @@ pub struct NodeRuntime {
 #[derive(Debug)]
 pub struct NodeAgent {
     node: watch::Receiver<Option<Arc<Node>>>,
+    pressing: watch::Receiver<Arc<Pressing>>,
     nudge: Nudge,
     /// Both tasks end with the agent.
     _tasks: JoinSet<()>,
@@ -192,6 +221,7 @@ impl NodeAgent {
         events: EventRecorder,
     ) -> Self {
         let (publish, node) = watch::channel(None);
+        let (press, pressing) = watch::channel(Arc::default());
         let nudge = Nudge::default();
         let config = Arc::new(config);
         let mut tasks = JoinSet::new();
@@ -204,17 +234,23 @@ impl NodeAgent {
             events,
             nudge: nudge.clone(),
             publish,
+            pressing: press,
             machine,
             twin_watch,
         });
         tasks.spawn(reporter.run());
-        Self { node, nudge, _tasks: tasks }
+        Self { node, pressing, nudge, _tasks: tasks }
     }
 
     /// The own Node as the API has it; none before it is registered and after it was deleted. Labels, taints,
     /// allocatable and the pod CIDRs that the cluster gave (`spec.pod_cidrs`) are read here.
     pub fn node(&self) -> watch::Receiver<Option<Arc<Node>>> {
         self.node.clone()
+    }
+
+    /// What runs short, told with each look while anything does.
+    pub fn pressing(&self) -> watch::Receiver<Arc<Pressing>> {
+        self.pressing.clone()
     }
 
     /// What makes the node look at itself at once.

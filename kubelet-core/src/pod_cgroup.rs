@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use crate::api::Pod;
 use crate::container_config::HostFacts;
+use crate::node::EnforcedShare;
 use crate::qos::{self, QosClass};
 use crate::sys;
 
@@ -88,6 +89,8 @@ pub struct PodCgroupConfig {
     pub enforce_cpu_limits: bool,
     /// The quota's period in microseconds.
     pub cpu_period_us: u64,
+    /// What all pods together are held to.
+    pub enforced: Option<EnforcedShare>,
 }
 
 /// The cgroups of this node's pods.
@@ -101,6 +104,8 @@ pub(crate) struct PodCgroups {
     known: Mutex<HashMap<String, i64>>,
     /// Whether this agent has limited the group of all pods.
     is_top_limited: AtomicBool,
+    /// Whether it was told that this failed.
+    is_failure_told: AtomicBool,
 }
 
 impl PodCgroups {
@@ -120,6 +125,7 @@ impl PodCgroups {
             systemd,
             known: Mutex::default(),
             is_top_limited: AtomicBool::new(false),
+            is_failure_told: AtomicBool::new(false),
         };
         cgroups.warn_of_missing_controllers();
         Ok(cgroups)
@@ -176,10 +182,18 @@ impl PodCgroups {
         if self.is_top_limited.load(Ordering::Relaxed) {
             return Ok(());
         }
-        if let Some(limit) = write::pids_of_all_pods() {
-            self.apply(top, &[write::Setting::Pids(limit)])?;
+        match self.apply(top, &write::settings_of_all_pods(self.config.enforced)) {
+            Ok(()) => self.is_top_limited.store(true, Ordering::Relaxed),
+            // Such as pods that have more than they may from now on: tried again with the next pod.
+            Err(error) => {
+                if !self.is_failure_told.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "pods together are not held to what is left to them; reserve less, or end pods"
+                    );
+                }
+            }
         }
-        self.is_top_limited.store(true, Ordering::Relaxed);
         Ok(())
     }
 

@@ -87,6 +87,8 @@ pub struct ServerParts {
     pub cluster: Option<Cluster>,
     /// The pods of this node, from [`crate::kubelet::Kubelet::statuses`].
     pub pods: watch::Receiver<PodViews>,
+    /// Those of which nothing runs, from [`crate::joined::Joined::idle`].
+    pub idle: watch::Receiver<PodViews>,
     /// For logs and statistics.
     pub runtime: Arc<dyn RuntimeService>,
     /// For statistics.

@@ -22,15 +22,22 @@ pub(crate) fn node_name(given: Option<&str>) -> Result<String> {
     Ok(name)
 }
 
-/// The address that packets to elsewhere leave from; loopback on a node that has no network yet.
-pub(super) fn node_ip(given: Option<IpAddr>) -> IpAddr {
+/// The addresses that were given, or the one that packets to elsewhere leave from; loopback on a node that has no
+/// network yet.
+pub(super) fn node_ips(given: &[IpAddr]) -> Result<Vec<IpAddr>> {
+    match given {
+        [] => {}
+        [_] => return Ok(given.to_vec()),
+        [first, second] if first.is_ipv4() != second.is_ipv4() => return Ok(given.to_vec()),
+        _ => bail!("--node-ip must be one address, or two of which one is IPv4 and the other IPv6"),
+    }
     // Connecting a datagram socket asks the routing table and sends nothing. 192.0.2.1 is nobody's address.
     let routed = || -> std::io::Result<IpAddr> {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
         Ok(socket.local_addr()?.ip())
     };
-    given.or_else(|| routed().ok()).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+    Ok(vec![routed().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))])
 }
 
 /// The resolver settings that pods can use: a stub on loopback answers nobody in a pod's network.
@@ -56,6 +63,18 @@ mod tests {
         assert!(names_only_loopback("# stub\nnameserver 127.0.0.53\noptions edns0\n"));
         assert!(!names_only_loopback("nameserver 127.0.0.1\nnameserver 192.0.2.1\n"));
         assert!(!names_only_loopback("search local\n"));
+    }
+
+    #[test]
+    fn addresses_are_one_or_one_of_each_family() {
+        let ips = |text: &str| text.split(',').map(|ip| ip.parse().unwrap()).collect::<Vec<IpAddr>>();
+        for good in ["192.0.2.1", "fd00::1", "192.0.2.1,fd00::1", "fd00::1,192.0.2.1"] {
+            assert_eq!(node_ips(&ips(good)).unwrap(), ips(good));
+        }
+        for bad in ["192.0.2.1,192.0.2.2", "fd00::1,fd00::2", "192.0.2.1,fd00::1,fd00::2"] {
+            assert!(node_ips(&ips(bad)).unwrap_err().to_string().contains("--node-ip"), "{bad}");
+        }
+        assert_eq!(node_ips(&[]).unwrap().len(), 1);
     }
 
     #[test]

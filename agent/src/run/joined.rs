@@ -42,11 +42,11 @@ impl Tie {
     /// first join.
     pub(super) async fn begin(
         settings: ClusterSettings,
-        node_ip: IpAddr,
+        node_ips: &[IpAddr],
         static_pods: watch::Receiver<PodSet>,
     ) -> Result<Self> {
         let node_name = settings.node.node.name.clone();
-        let (addresses, follow) = watch::channel(subjects(&node_name, &[node_ip]));
+        let (addresses, follow) = watch::channel(subjects(&node_name, node_ips));
         let identity = Identity::start(IdentityConfig {
             join: settings.join.clone(),
             serving: settings.serving.clone(),
@@ -72,7 +72,8 @@ impl Tie {
         let trust =
             ServingTrust { certificates: self.identity.serving(), client_authorities: self.identity.ca() };
         let cluster = self.identity.cluster();
-        let api = node_api::start(&self.settings.node, cluster, trust, kubelet, engine).await?;
+        let api =
+            node_api::start(&self.settings.node, cluster, trust, (kubelet, self.pods.idle()), engine).await?;
         let (node, name) = (api.agent.node(), self.settings.node.node.name.clone());
         self.tasks.spawn(keep_cidrs(self.settings.kept_cidrs.clone(), node.clone()));
         self.tasks.spawn(hand_on(node, name, self.view.clone(), self.addresses.clone()));
@@ -143,8 +144,11 @@ async fn hand_on(
 }
 
 /// What admission and mirrors read of a Node; the rest changes with every report.
-fn bears_on_pods(node: &Node) -> (&str, &BTreeMap<String, String>, &[Taint], &ResourceList) {
-    (&node.metadata.uid, &node.metadata.labels, &node.spec.taints, &node.status.allocatable)
+fn bears_on_pods(
+    node: &Node,
+) -> (&str, &BTreeMap<String, String>, &[Taint], &ResourceList, Vec<(&str, &str)>) {
+    let conditions = node.status.conditions.iter().map(|c| (c.r#type.as_str(), c.status.as_str())).collect();
+    (&node.metadata.uid, &node.metadata.labels, &node.spec.taints, &node.status.allocatable, conditions)
 }
 
 /// What the serving certificate vouches for.

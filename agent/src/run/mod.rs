@@ -201,7 +201,7 @@ async fn supervise(settings: Settings) -> Result<()> {
     let mut tie = match settings.cluster {
         None => None,
         Some(cluster) => {
-            let begun = Tie::begin(cluster, settings.node_ip, folder_pods.clone());
+            let begun = Tie::begin(cluster, &settings.node_ips, folder_pods.clone());
             tokio::pin!(begun);
             let mut alone: Option<Life> = None;
             let tie = loop {
@@ -242,7 +242,7 @@ async fn supervise(settings: Settings) -> Result<()> {
     life.node.events.node(&settings.node_name, EventType::Normal, "Starting", "Starting coracle.".to_owned());
     tracing::info!(
         node = %settings.node_name,
-        address = %settings.node_ip,
+        addresses = ?settings.node_ips,
         manifests = settings.manifests.as_ref().map(|path| path.display().to_string()),
         "node runs"
     );

@@ -1,6 +1,6 @@
 //! The Node and the kubelet API of a joined node: from flags to what kubelet-core is started with.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use coracle_cluster::Cluster;
 use coracle_kubelet_core::clock::Clock;
-use coracle_kubelet_core::kubelet::Kubelet;
+use coracle_kubelet_core::eviction::{self, EvictionInputs};
+use coracle_kubelet_core::kubelet::{Kubelet, PodViews};
 use coracle_kubelet_core::node::pressure::parse_thresholds;
 use coracle_kubelet_core::node::{
     NodeAgent, NodeConfig, NodeRuntime, parse_labels, parse_reserved, parse_taints,
@@ -17,6 +18,7 @@ use coracle_kubelet_core::server::{Server, ServerConfig, ServerParts};
 use rustls::server::ResolvesServerCert;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use super::engine::Engine;
 use crate::args::RunArgs;
@@ -38,11 +40,11 @@ pub(super) struct NodeSettings {
 }
 
 impl NodeSettings {
-    pub(super) fn resolve(args: &RunArgs, node_name: &str, node_ip: Option<IpAddr>) -> Result<Self> {
+    pub(super) fn resolve(args: &RunArgs, node_name: &str) -> Result<Self> {
         let flags = &args.node;
         let root_dir = std::path::absolute(&args.root_dir).context("--root-dir")?;
         let node = NodeConfig {
-            node_ips: node_ip.into_iter().collect(),
+            node_ips: args.node_ip.clone(),
             labels: parse_labels(&flags.node_labels).context("--node-labels")?,
             taints: parse_taints(&flags.register_with_taints).context("--register-with-taints")?,
             provider_id: flags.provider_id.clone(),
@@ -146,6 +148,14 @@ pub(super) struct ServingTrust {
 pub(super) struct NodeApi {
     pub(super) agent: NodeAgent,
     _server: Server,
+    /// Ends pods when the node runs short.
+    evictions: JoinHandle<()>,
+}
+
+impl Drop for NodeApi {
+    fn drop(&mut self) {
+        self.evictions.abort();
+    }
 }
 
 /// Registers the Node and serves the kubelet API, both in the background.
@@ -153,7 +163,7 @@ pub(super) async fn start(
     settings: &NodeSettings,
     cluster: Cluster,
     trust: ServingTrust,
-    kubelet: &Kubelet,
+    (kubelet, idle): (&Kubelet, watch::Receiver<PodViews>),
     engine: &Engine,
 ) -> Result<NodeApi> {
     let config = ServerConfig {
@@ -172,6 +182,7 @@ pub(super) async fn start(
     let parts = ServerParts {
         cluster: Some(cluster.clone()),
         pods: kubelet.statuses(),
+        idle,
         runtime: engine.runtime.clone(),
         images: engine.images.clone(),
         probes: kubelet.probe_counts(),
@@ -180,5 +191,14 @@ pub(super) async fn start(
     let server = Server::start(config, parts).await?;
     let cri = NodeRuntime { runtime: engine.runtime.clone(), images: engine.images.clone() };
     let agent = NodeAgent::start(settings.node.clone(), cluster, Some(cri), kubelet.events().clone());
-    Ok(NodeApi { agent, _server: server })
+    let evictions = tokio::spawn(eviction::run(EvictionInputs {
+        pressing: agent.pressing(),
+        evictor: kubelet.evictor(),
+        runtime: engine.runtime.clone(),
+        events: kubelet.events().clone(),
+        node_name: settings.node.name.clone(),
+        root_dir: settings.node.root_dir.clone(),
+        log_root: settings.log_root.clone(),
+    }));
+    Ok(NodeApi { agent, _server: server, evictions })
 }

@@ -28,7 +28,8 @@ pub(super) struct Settings {
     pub(super) images_dir: PathBuf,
     pub(super) manifests: Option<PathBuf>,
     pub(super) node_name: String,
-    pub(super) node_ip: IpAddr,
+    /// Primary first.
+    pub(super) node_ips: Vec<IpAddr>,
     pub(super) oci_runtime: Option<PathBuf>,
     pub(super) engine: EngineSettings,
     pub(super) kubelet: KubeletConfig,
@@ -50,7 +51,8 @@ pub(super) struct ClusterSettings {
 impl Settings {
     pub(super) fn resolve(args: RunArgs) -> Result<Self> {
         let node_name = addresses::node_name(args.hostname_override.as_deref())?;
-        let node_ip = addresses::node_ip(args.node_ip);
+        let node_ips = addresses::node_ips(&args.node_ip)?;
+        let node = NodeSettings::resolve(&args, &node_name)?;
         if args.image_gc_low_threshold > args.image_gc_high_threshold || args.image_gc_high_threshold > 100 {
             bail!(
                 "--image-gc-low-threshold must not be above --image-gc-high-threshold, and both at most 100"
@@ -67,13 +69,13 @@ impl Settings {
             Some(join) => Some(ClusterSettings {
                 join,
                 serving: args.join.serving(),
-                node: NodeSettings::resolve(&args, &node_name, args.node_ip)?,
+                node: node.clone(),
                 kept_pods: args.node.keep_pods.then(|| args.data_dir.join("agent/pods.json")),
                 kept_cidrs: args.data_dir.join("agent/pod-cidrs"),
             }),
             None => None,
         };
-        let kubelet = kubelet(&args, &node_name, node_ip)?;
+        let kubelet = kubelet(&args, &node_name, &node_ips, &node)?;
         let engine = engine(&args, cluster.is_some())?;
         Ok(Self {
             images_dir: args.images_dir.unwrap_or_else(|| args.data_dir.join("agent/images")),
@@ -81,7 +83,7 @@ impl Settings {
             state_dir: args.state.state_dir,
             data_dir: args.data_dir,
             node_name,
-            node_ip,
+            node_ips,
             oci_runtime: args.runtime.oci_runtime,
             engine,
             kubelet,
@@ -101,10 +103,18 @@ fn engine(args: &RunArgs, is_joined: bool) -> Result<EngineSettings> {
     Ok(EngineSettings::Endpoints { runtime: endpoint, images })
 }
 
-fn kubelet(args: &RunArgs, node_name: &str, node_ip: IpAddr) -> Result<KubeletConfig> {
+fn kubelet(
+    args: &RunArgs,
+    node_name: &str,
+    node_ips: &[IpAddr],
+    node: &NodeSettings,
+) -> Result<KubeletConfig> {
     let mut resources = PodResourcesConfig::new(std::path::absolute(&args.root_dir).context("--root-dir")?);
     resources.log_root = std::path::absolute(&args.pod_logs_dir).context("--pod-logs-dir")?;
-    resources.node_ips = vec![node_ip];
+    resources.node_ips = node_ips.to_vec();
+    let share = node.node.share_of_pods();
+    resources.allocatable = share.allocatable;
+    resources.enforced = Some(share.enforced);
     resources.cgroup_root = args.runtime.cgroup_root.clone();
     resources.cgroup_driver = match args.runtime.cgroup_driver {
         CgroupDriver::Cgroupfs => pod_cgroup::CgroupDriver::Cgroupfs,

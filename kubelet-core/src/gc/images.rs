@@ -65,6 +65,22 @@ impl Collection<'_> {
         Ok(plan::next_disk_check(disk, &self.config.policy))
     }
 
+    /// Removes all that nothing uses, but for what was seen a moment ago and may be about to be used.
+    pub(super) async fn remove_unused(&self, records: &mut ImageRecords, now: Duration) -> Vec<GcError> {
+        let seen = match self.look(records, now).await {
+            Ok(seen) => seen,
+            Err(error) => return vec![error],
+        };
+        let youngest = self.config.policy.min_image_age;
+        let mut errors = Vec::new();
+        for image in seen {
+            if !image.in_use && !image.pinned && now.saturating_sub(image.first_detected) >= youngest {
+                errors.extend(self.remove(records, &image.id).await.err());
+            }
+        }
+        errors
+    }
+
     /// Brings the records up to date.
     async fn look(&self, records: &mut ImageRecords, now: Duration) -> Result<Vec<SeenImage>, GcError> {
         let limit = self.config.call_timeout;

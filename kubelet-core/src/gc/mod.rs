@@ -14,12 +14,13 @@ mod plan;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use coracle_cri::v1::*;
 use coracle_cri::{Code, ImageService, RuntimeService, Status};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::clock::Clock;
@@ -34,6 +35,8 @@ const SETTLE: Duration = Duration::from_secs(1);
 /// Shortest time between two collections.
 const SPACING: Duration = Duration::from_secs(10);
 /// When what could not be collected is tried again.
+/// So long a collection of all is waited for.
+const COLLECT_ALL: Duration = Duration::from_secs(120);
 const RETRY: Duration = Duration::from_secs(60);
 /// When images that could not be collected are: as often as a kubelet looks at all.
 const IMAGE_RETRY: Duration = Duration::from_secs(300);
@@ -134,12 +137,30 @@ pub type KnownPods = Box<dyn Fn() -> Option<Known> + Send + Sync>;
 
 /// Asks the collector to look; clones ask the same one. Never waits.
 #[derive(Clone, Debug, Default)]
-pub struct GcTrigger(Arc<Notify>);
+pub struct GcTrigger(Arc<Asked>);
+
+#[derive(Debug, Default)]
+struct Asked {
+    notify: Notify,
+    /// Whether all that is not used is to go, however much room there is.
+    all: AtomicBool,
+    /// Rises with each collection of all.
+    collected: watch::Sender<u64>,
+}
 
 impl GcTrigger {
     /// Something died, went or came.
     pub fn kick(&self) {
-        self.0.notify_one();
+        self.0.notify.notify_one();
+    }
+
+    /// Has all go that is not used, and returns when that was tried.
+    pub async fn collect_all(&self) {
+        let mut collected = self.0.collected.subscribe();
+        self.0.all.store(true, Ordering::Release);
+        self.kick();
+        // A collector that is gone collects nothing.
+        let _ = tokio::time::timeout(COLLECT_ALL, collected.changed()).await;
     }
 }
 
@@ -183,6 +204,10 @@ impl GarbageCollector {
         loop {
             let started = Instant::now();
             let mut errors = self.collect_pods().await;
+            if self.trigger.0.all.swap(false, Ordering::AcqRel) {
+                errors.extend(self.collect_unused_images().await);
+                self.trigger.0.collected.send_modify(|count| *count += 1);
+            }
             let mut next = if errors.is_empty() { IMAGE_RETRY } else { RETRY };
             match self.collect_images().await {
                 Ok(after) if errors.is_empty() => next = after,
@@ -195,7 +220,7 @@ impl GarbageCollector {
             let trigger = self.trigger.clone();
             tokio::select! {
                 // Cancel-safe: a kick that came meanwhile is stored.
-                () = trigger.0.notified() => {
+                () = trigger.0.notify.notified() => {
                     tokio::time::sleep_until((Instant::now() + SETTLE).max(started + SPACING)).await;
                 }
                 // Cancel-safe: a timer.
@@ -245,6 +270,18 @@ impl GarbageCollector {
         folders::remove_logs(&log_folders, &known, &mut errors);
         self.remove_links(&left, &mut errors);
         errors
+    }
+
+    /// Removes every image that nothing uses.
+    async fn collect_unused_images(&mut self) -> Vec<GcError> {
+        let now = self.clock.now().boot;
+        let collection = images::Collection {
+            runtime: &*self.runtime,
+            images: &*self.images,
+            events: &self.events,
+            config: &self.config,
+        };
+        collection.remove_unused(&mut self.records, now).await
     }
 
     /// Removes unused images if the disk is full; says when to look again.

@@ -60,8 +60,8 @@ pub(super) struct Inputs {
     pub(super) sources_seen: watch::Receiver<bool>,
 }
 
-/// Starts the tasks.
-pub(super) fn spawn(tasks: &mut JoinSet<()>, config: HousekeepingConfig, inputs: Inputs) {
+/// Starts the tasks; returns what makes the collector look.
+pub(super) fn spawn(tasks: &mut JoinSet<()>, config: HousekeepingConfig, inputs: Inputs) -> GcTrigger {
     let (pods, statuses) = (inputs.pods, inputs.statuses.clone());
     // Wanted, or of a worker that has not ended yet.
     let sources_seen = inputs.sources_seen;
@@ -104,7 +104,8 @@ pub(super) fn spawn(tasks: &mut JoinSet<()>, config: HousekeepingConfig, inputs:
             None
         }
     };
-    tasks.spawn(wake(inputs.statuses, garbage, logs));
+    tasks.spawn(wake(inputs.statuses, garbage.clone(), logs));
+    garbage
 }
 
 /// What of all statuses matters here, in short.

@@ -8,9 +8,9 @@ use std::net::IpAddr;
 
 use coracle_cri::v1::{Image, RuntimeCondition, StatusResponse};
 
-use super::NodeConfig;
 use super::machine::{MachineFacts, Readings};
 use super::pressure::{Pressures, Signal};
+use super::{EnforcedShare, NodeConfig, PodsShare};
 use crate::api::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeDaemonEndpoints, NodeFeatures, NodeRuntimeHandler,
     NodeRuntimeHandlerFeatures, NodeStatus, NodeSwapStatus, NodeSystemInfo, ObjectMeta, Quantity,
@@ -182,6 +182,29 @@ fn capacity(inputs: &Inputs<'_>, observed: &ResourceList) -> ResourceList {
         capacity.insert("ephemeral-storage".to_owned(), Quantity::from_bytes(storage));
     }
     capacity
+}
+
+/// What pods may take of a machine, before there is a Node that says so.
+pub(super) fn share_of_pods(config: &NodeConfig, machine: &MachineFacts, storage: Option<i64>) -> PodsShare {
+    let mut capacity = ResourceList::from([
+        ("cpu".to_owned(), Quantity::from_milli(i64::from(machine.cores) * 1000)),
+        ("memory".to_owned(), Quantity::from_bytes(machine.memory)),
+    ]);
+    capacity.extend(storage.map(|bytes| ("ephemeral-storage".to_owned(), Quantity::from_bytes(bytes))));
+    for (size, count) in &machine.huge_pages {
+        let name = format!("hugepages-{}", Quantity::from_bytes(*size));
+        capacity.insert(name, Quantity::from_bytes(size.saturating_mul(*count)));
+    }
+    let reserved = |name: &str, value: fn(&Quantity) -> i64| {
+        let own = config.kube_reserved.get(name).into_iter().chain(config.system_reserved.get(name));
+        own.map(value).fold(0_i64, i64::saturating_add)
+    };
+    let enforced = EnforcedShare {
+        cpu_milli: (i64::from(machine.cores) * 1000 - reserved("cpu", Quantity::milli_value)).max(0),
+        memory: (machine.memory - reserved("memory", Quantity::value)).max(0),
+        pids_reserved: reserved("pid", Quantity::value),
+    };
+    PodsShare { allocatable: allocatable(config, &capacity, &ResourceList::new()), enforced }
 }
 
 /// What pods may take: the capacity without what is reserved, what would mean pressure and what lies in huge

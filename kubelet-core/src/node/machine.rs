@@ -111,6 +111,11 @@ impl Readings {
     }
 }
 
+/// Bytes of the file system with this folder, which need not be made yet.
+pub(crate) fn storage(root_dir: &Path) -> Option<i64> {
+    disk(root_dir).map(|(bytes, _)| bytes.capacity)
+}
+
 /// Bytes and inodes of a file system; one without a number of inodes (btrfs) has none that run out.
 fn disk(path: &Path) -> Option<(Observation, Option<Observation>)> {
     let existing = path.ancestors().find_map(|dir| rustix::fs::statvfs(dir).ok())?;

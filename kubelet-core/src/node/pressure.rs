@@ -145,6 +145,17 @@ pub struct Observation {
 /// Observations by signal; a signal that could not be measured is absent.
 pub type Observations = BTreeMap<Signal, Observation>;
 
+/// What a look at the machine came to, for whoever ends pods because of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Pressing {
+    /// Signals below their limit; mostly none.
+    pub met: Vec<Signal>,
+    /// The limits.
+    pub thresholds: Thresholds,
+    /// What was measured.
+    pub observations: Observations,
+}
+
 /// Which pressures a node is under.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pressures {

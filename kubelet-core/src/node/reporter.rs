@@ -21,7 +21,7 @@ use super::desired::{self, DEFAULT_LABELS, Inputs, RuntimeFacts};
 use super::lease::{Lease, NAMESPACE};
 use super::machine::{MachineFacts, Places, Readings};
 use super::plan::{self, KEPT_LABELS};
-use super::pressure::{self, PressureHistory, Pressures};
+use super::pressure::{self, Observations, Pressing, PressureHistory, Pressures, Signal};
 use super::{NodeConfig, NodeRuntime, Nudge};
 use crate::api::{ContainerImage, Node};
 use crate::events::{EventRecorder, EventType};
@@ -50,6 +50,7 @@ pub(super) struct Parts {
     pub(super) events: EventRecorder,
     pub(super) nudge: Nudge,
     pub(super) publish: watch::Sender<Option<Arc<Node>>>,
+    pub(super) pressing: watch::Sender<Arc<Pressing>>,
     pub(super) machine: MachineFacts,
     /// Another machine that lives renews its lease within this time.
     pub(super) twin_watch: Duration,
@@ -236,6 +237,7 @@ impl Reporter {
         let now = self.parts.config.clock.now();
         let met = pressure::met(&self.parts.config.eviction_hard, &readings.observations);
         let pressures = self.history.update(&met, now.boot);
+        self.tell_pressing(met, &readings.observations);
         if !self.registered {
             self.register(&readings, pressures).await?;
             self.registered = true;
@@ -265,6 +267,19 @@ impl Reporter {
         let is_ready = conditions.iter().any(|c| c.r#type == "Ready" && c.is_true);
         let is_impatient = !is_ready && now.boot.saturating_sub(self.started) < IMPATIENT;
         Ok(if is_impatient { LOOK_UNREADY } else { LOOK })
+    }
+
+    /// Each look at a node under pressure is news, and so is its end.
+    fn tell_pressing(&self, met: Vec<Signal>, observations: &Observations) {
+        if met.is_empty() && self.parts.pressing.borrow().met.is_empty() {
+            return;
+        }
+        let thresholds = self.parts.config.eviction_hard.clone();
+        self.parts.pressing.send_replace(Arc::new(Pressing {
+            met,
+            thresholds,
+            observations: observations.clone(),
+        }));
     }
 
     fn inputs<'a>(&'a self, readings: &'a Readings, pressures: Pressures) -> Inputs<'a> {

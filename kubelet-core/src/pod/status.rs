@@ -39,6 +39,8 @@ pub(crate) struct StartFailure {
 pub(crate) struct Eviction {
     pub(crate) reason: String,
     pub(crate) message: String,
+    /// The pod is a victim of the node's need, which a condition tells its controllers.
+    pub(crate) disruption: bool,
 }
 
 /// What the status says about the node.
@@ -105,7 +107,7 @@ pub(crate) fn status(inputs: &Inputs<'_>) -> PodStatus {
     status
 }
 
-pub(crate) use conditions::is_owned as is_owned_condition;
+pub(crate) use conditions::{is_owned as is_owned_condition, is_shared as is_shared_condition};
 
 /// Whether a pod of this phase starts nothing any more.
 pub(crate) fn is_terminal_phase(phase: &str) -> bool {

@@ -51,6 +51,8 @@ pub(crate) struct Desired {
     pub(crate) goal: Goal,
     /// Seconds that the pod may take to end, when not its own.
     pub(crate) grace: Option<i64>,
+    /// Why the node ends it, if it does.
+    pub(crate) eviction: Option<Eviction>,
 }
 
 /// What a worker tells about its pod.
@@ -223,6 +225,9 @@ impl Worker {
             self.held.clear();
             self.refresh_at = Some(Duration::ZERO);
         }
+        if self.eviction.is_none() {
+            self.eviction.clone_from(&desired.eviction);
+        }
         let deleted =
             self.pod.metadata.deletion_timestamp.is_some() || is_terminal_phase(&self.pod.status.phase);
         if desired.goal == Goal::Run && deleted { Goal::Terminate } else { desired.goal }
@@ -257,7 +262,8 @@ impl Worker {
         let (reason, message) =
             ("DeadlineExceeded", "Pod was active on the node longer than the specified deadline");
         self.node.events.pod(&self.pod, None, EventType::Normal, reason, message.to_owned());
-        self.eviction = Some(Eviction { reason: reason.to_owned(), message: message.to_owned() });
+        self.eviction =
+            Some(Eviction { reason: reason.to_owned(), message: message.to_owned(), disruption: false });
     }
 
     fn active_until(&self) -> Option<Duration> {

@@ -36,6 +36,7 @@ impl Fixture {
             ..HostFacts::default()
         };
         let config = PodCgroupConfig {
+            enforced: None,
             root: root.clone(),
             driver,
             pids_limit: Some(77),
@@ -160,6 +161,7 @@ fn best_effort_pods_have_the_least_share_and_no_limit() {
 #[test]
 fn without_controllers_there_is_a_name_and_nothing_to_do() {
     let config = PodCgroupConfig {
+        enforced: None,
         root: "/".into(),
         driver: CgroupDriver::Cgroupfs,
         pids_limit: None,
@@ -174,6 +176,7 @@ fn without_controllers_there_is_a_name_and_nothing_to_do() {
         systemd: None,
         known: Mutex::default(),
         is_top_limited: AtomicBool::new(false),
+        is_failure_told: AtomicBool::new(false),
     };
     let pod = pod("u3", limited());
     cgroups.ensure(&pod).unwrap();

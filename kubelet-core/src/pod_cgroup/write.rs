@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::CgroupError;
 use crate::container_config::page_size_name;
-use crate::qos::PodCgroupLimits;
+use crate::node::EnforcedShare;
+use crate::qos::{PodCgroupLimits, milli_cpu_to_shares};
 
 /// Controllers that pods are limited by; others are left to the runtime.
 const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "memory", "pids", "hugetlb"];
@@ -47,11 +48,20 @@ pub(super) fn settings(
     settings
 }
 
-/// Nine tenths of the processes that the kernel allows.
-pub(super) fn pids_of_all_pods() -> Option<i64> {
+/// What the group of all pods is set to: nine tenths of the processes that the kernel allows, or less if more is
+/// reserved, and the memory and the weight that are not reserved.
+pub(super) fn settings_of_all_pods(enforced: Option<EnforcedShare>) -> Vec<Setting> {
     let read = |file: &str| std::fs::read_to_string(file).ok()?.trim().parse::<i64>().ok();
     let limits = [read("/proc/sys/kernel/pid_max"), read("/proc/sys/kernel/threads-max")];
-    limits.into_iter().flatten().min().map(|most| most - most / 10)
+    let most = limits.into_iter().flatten().min();
+    let reserved = enforced.map_or(0, |share| share.pids_reserved);
+    let pids = most.map(|most| (most - reserved.max(most / 10)).max(1));
+    let mut settings: Vec<Setting> = pids.map(Setting::Pids).into_iter().collect();
+    if let Some(share) = enforced {
+        settings.push(Setting::CpuShares(milli_cpu_to_shares(share.cpu_milli)));
+        settings.extend(Some(share.memory).filter(|bytes| *bytes > 0).map(Setting::Memory));
+    }
+    settings
 }
 
 impl Setting {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::Allocatable;
 use crate::api::Quantity;
 use crate::container_config::HostFacts;
+use crate::node::EnforcedShare;
 use crate::pod_cgroup::{CgroupDriver, PodCgroupConfig};
 use crate::sys;
 
@@ -43,6 +44,8 @@ pub struct PodResourcesConfig {
     /// What the node can give to pods; the default of limits that are not set. What is left out here is what the
     /// machine has.
     pub allocatable: Allocatable,
+    /// What all pods together are held to; the machine itself if none.
+    pub enforced: Option<EnforcedShare>,
     /// Whether the runtime can make mounts below a mount read-only too, as its Status says.
     pub recursive_read_only: bool,
     /// Handlers of the runtime that give a pod users of its own; the default one is the empty name.
@@ -67,6 +70,7 @@ impl PodResourcesConfig {
             cpu_cfs_quota: true,
             cpu_cfs_quota_period_us: 100_000,
             allocatable: Allocatable::new(),
+            enforced: None,
             recursive_read_only: false,
             user_namespace_handlers: BTreeSet::new(),
         }
@@ -83,6 +87,7 @@ impl PodResourcesConfig {
             pids_limit: self.pod_pids_limit,
             enforce_cpu_limits: self.cpu_cfs_quota,
             cpu_period_us: self.cpu_cfs_quota_period_us,
+            enforced: self.enforced,
         }
     }
 }

@@ -33,7 +33,8 @@ pub(super) fn find(shared: &Shared, namespace: &str, name: &str) -> Option<PodVi
 
 /// The pods with their statuses; written one after the other, so that a full node costs one pod's text.
 pub(super) fn pods(shared: &Arc<Shared>) -> Answer {
-    let views: Vec<PodView> = shared.parts.pods.borrow().values().cloned().collect();
+    let mut views: Vec<PodView> = shared.parts.pods.borrow().values().cloned().collect();
+    views.extend(shared.parts.idle.borrow().values().cloned());
     let head = br#"{"kind":"PodList","apiVersion":"v1","metadata":{},"items":["#;
     let pieces = stream::unfold((views.into_iter(), 0_usize), move |(mut views, count)| async move {
         let piece = match views.next() {

@@ -143,6 +143,7 @@ impl World {
             clock: Clock::system(),
         };
         let parts = ServerParts {
+            idle: watch::channel(PodViews::default()).1,
             cluster: Some(cluster),
             pods: views,
             runtime: Arc::new(runtime.clone()),

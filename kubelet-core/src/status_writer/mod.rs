@@ -29,7 +29,7 @@ use crate::api::{Node, Pod, PodStatus};
 use crate::backoff::{Backoff, BackoffPolicy};
 use crate::clock::Clock;
 use crate::events::{EventRecorder, EventType};
-use crate::kubelet::PodViews;
+use crate::kubelet::{PodView, PodViews};
 use crate::pod::status::is_terminal_phase;
 use crate::qos::qos_class;
 use crate::source::{News, Part, PodSet, is_static};
@@ -47,6 +47,8 @@ pub(crate) struct Inputs {
     /// Pods of this node alone, which are shown as mirrors.
     pub(crate) statics: watch::Receiver<PodSet>,
     pub(crate) node: watch::Receiver<Option<Arc<Node>>>,
+    /// Gets the pods of which nothing runs here.
+    pub(crate) idle: watch::Sender<PodViews>,
 }
 
 /// What a request is about: the UID of a pod in the API, or the name of a mirror that is to come or go.
@@ -78,6 +80,7 @@ pub(crate) async fn run(inputs: Inputs) {
         held: HashMap::new(),
         failing: false,
         refused: HashMap::new(),
+        idle: inputs.idle,
     };
     let (mut news, mut statuses) = (inputs.news, inputs.statuses);
     let (mut statics, mut node) = (inputs.statics, inputs.node);
@@ -137,6 +140,7 @@ struct Writer {
     failing: bool,
     /// What the API server does not take, with its words.
     refused: HashMap<Key, String>,
+    idle: watch::Sender<PodViews>,
 }
 
 impl Writer {
@@ -146,6 +150,9 @@ impl Writer {
             News::Gone { uid } => {
                 self.entries.remove(&uid);
                 self.mirrors.gone(&uid);
+                self.idle.send_if_modified(|idle| {
+                    idle.contains_key(&uid) && Arc::make_mut(idle).remove(&uid).is_some()
+                });
                 let key = Key::Pod(uid);
                 self.failures.reset(&key);
                 self.refused.remove(&key);
@@ -162,7 +169,12 @@ impl Writer {
                             tell_rejection(&self.events, &pod, rejection);
                         }
                         let status = idle_status(&pod, rejection.as_ref(), &self.clock);
-                        entry.observe(&Arc::new(status), true);
+                        let status = Arc::new(status);
+                        entry.observe(&status, true);
+                        let view = PodView { pod: pod.clone(), status, ended: true };
+                        self.idle.send_modify(|idle| {
+                            Arc::make_mut(idle).insert(pod.metadata.uid.clone(), view);
+                        });
                     }
                     Part::Idle(_) | Part::Runs => {}
                 }

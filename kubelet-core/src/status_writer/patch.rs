@@ -11,14 +11,18 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::api::{PodCondition, PodStatus, Quantity, ResourceRequirements, Time};
-use crate::pod::status::{is_owned_condition, is_terminal_phase};
+use crate::pod::status::{is_owned_condition, is_shared_condition, is_terminal_phase};
 
 /// What the API should have: the node's status with the conditions of others as they are there. A pod does not
 /// become terminal there while a container of it may run, because others then use what it holds.
 pub(super) fn merged(base: &PodStatus, own: &PodStatus, ended: bool) -> PodStatus {
     let mut merged = own.clone();
     let foreign = base.conditions.iter().filter(|condition| !is_owned_condition(&condition.r#type));
-    let owned = own.conditions.iter().filter(|condition| is_owned_condition(&condition.r#type));
+    let is_told = |kind: &str| base.conditions.iter().any(|condition| condition.r#type == kind);
+    let owned = own.conditions.iter().filter(|condition| {
+        let kind = &condition.r#type;
+        is_owned_condition(kind) || (is_shared_condition(kind) && !is_told(kind))
+    });
     merged.conditions = foreign.chain(owned).cloned().collect();
     let becomes_terminal = !is_terminal_phase(&base.phase) && is_terminal_phase(&own.phase);
     if becomes_terminal && !ended && may_run(own) {
@@ -158,7 +162,8 @@ fn addresses(patch: &mut Map<String, Value>, key: &str, base: &[String], wanted:
 
 fn conditions(patch: &mut Map<String, Value>, base: &[PodCondition], wanted: &[PodCondition]) {
     let owned = |list: &'_ [PodCondition]| -> Vec<PodCondition> {
-        list.iter().filter(|condition| is_owned_condition(&condition.r#type)).cloned().collect()
+        let may = |kind: &str| is_owned_condition(kind) || is_shared_condition(kind);
+        list.iter().filter(|condition| may(&condition.r#type)).cloned().collect()
     };
     let (base_owned, wanted_owned) = (owned(base), owned(wanted));
     let mut list: Vec<Value> = Vec::new();

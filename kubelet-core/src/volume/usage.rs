@@ -34,6 +34,23 @@ pub(crate) fn over_limit(pod: &Pod, pod_dir: &Path) -> Vec<String> {
     messages
 }
 
+/// Bytes that the pod's own volumes use of the disk.
+pub(crate) fn disk_usage(pod: &Pod, pod_dir: &Path) -> u64 {
+    let of = |volume: &crate::api::Volume| match source::of(volume) {
+        Source::EmptyDir(empty_dir) if empty_dir.is_none_or(|source| source.medium.is_empty()) => {
+            host_dir(pod_dir, volume).map_or(0, |dir| folder_usage(&dir))
+        }
+        Source::ConfigMap(_) => host_dir(pod_dir, volume).map_or(0, |dir| folder_usage(&dir)),
+        _ => 0,
+    };
+    pod.spec.volumes.iter().map(of).fold(0, u64::saturating_add)
+}
+
+/// Bytes of disk below a folder that may not be there.
+pub(crate) fn folder_usage(dir: &Path) -> u64 {
+    usage(dir).unwrap_or(0)
+}
+
 /// Bytes of disk below a folder, each file counted once however many names it has, within one file system.
 fn usage(root: &Path) -> io::Result<u64> {
     let device = std::fs::symlink_metadata(root)?.dev();

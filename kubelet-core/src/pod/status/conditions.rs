@@ -15,6 +15,14 @@ const SCHEDULED: &str = "PodScheduled";
 const RESTARTING: &str = "AllContainersRestarting";
 const OWNED: [&str; 6] = [READY_TO_START, INITIALIZED, READY, CONTAINERS_READY, SCHEDULED, RESTARTING];
 
+/// Told by whoever ends a pod for another reason than its own.
+const DISRUPTION: &str = "DisruptionTarget";
+
+/// Whether a node may write a condition if there is none: others write it too.
+pub(crate) fn is_shared(r#type: &str) -> bool {
+    r#type == DISRUPTION
+}
+
 /// Whether the node alone writes a condition.
 pub(crate) fn is_owned(r#type: &str) -> bool {
     OWNED.contains(&r#type)
@@ -25,6 +33,18 @@ pub(super) fn conditions(inputs: &Inputs<'_>, status: &PodStatus) -> Vec<PodCond
     let pod = inputs.pod;
     let foreign = pod.status.conditions.iter().filter(|c| !OWNED.contains(&c.r#type.as_str()));
     let mut all: Vec<PodCondition> = foreign.cloned().collect();
+    if let Some(eviction) = inputs.eviction.filter(|eviction| eviction.disruption)
+        && !all.iter().any(|condition| is_shared(&condition.r#type))
+    {
+        let old = inputs.old.and_then(|old| old.conditions.iter().find(|c| is_shared(&c.r#type)));
+        all.push(PodCondition {
+            reason: "TerminationByKubelet".to_owned(),
+            message: eviction.message.clone(),
+            observed_generation: pod.metadata.generation,
+            last_transition_time: old.map_or(Some(inputs.now.wall()), |old| old.last_transition_time),
+            ..condition(DISRUPTION, true)
+        });
+    }
     all.push(condition(READY_TO_START, !sandbox_need(pod, inputs.observed).create));
     all.push(initialized(inputs, status));
     all.push(ready(pod, status, &all));
