@@ -23,6 +23,15 @@ pub(crate) enum CgroupDriver {
     Systemd,
 }
 
+impl From<CgroupDriver> for coracle_kubelet_core::pod_cgroup::CgroupDriver {
+    fn from(driver: CgroupDriver) -> Self {
+        match driver {
+            CgroupDriver::Cgroupfs => Self::Cgroupfs,
+            CgroupDriver::Systemd => Self::Systemd,
+        }
+    }
+}
+
 #[derive(Args, Debug)]
 pub(crate) struct RuntimeArgs {
     /// OCI runtime that makes containers (runc, crun, nvidia-container-runtime); ours if not given

@@ -1,6 +1,7 @@
 //! Pods of an API server on a node of ours, held against the reference node.
 //!
 //! Run by `cargo xtask cluster-test`, which builds the peers first; a plain `cargo test` leaves them out.
+#![allow(clippy::print_stdout, reason = "what only the reference tells is printed")]
 #![allow(clippy::unwrap_used, reason = "a test says what it expects with unwrap")]
 
 use std::time::Duration;
@@ -270,6 +271,43 @@ fn kubectl_shows_what_it_shows_of_the_reference_node() {
     cluster.wait("kubectl top pod", LIMIT, |_| Ok(both().is_some()), shown).unwrap();
     let (ours, theirs) = both().unwrap();
     assert!(ours >= 20 && (ours - theirs).abs() <= 2, "{ours} and {theirs} MiB for a program that holds 20");
+    // What dashboards read of containers, ours and the reference's: the same families with the same labels.
+    let families = |node: &str| {
+        let text = cluster.api.text(&format!("/api/v1/nodes/{node}/proxy/metrics/cadvisor")).unwrap();
+        let pod = format!("pod=\"runs-{node}\"");
+        let of_pod = text.lines().filter(|line| line.contains(&pod) && line.contains("container=\"main\""));
+        let shown = of_pod.filter_map(|line| {
+            let (name, rest) = line.split_once('{')?;
+            let labels = rest.split_once('}')?.0.split("\",").filter_map(|part| part.split('=').next());
+            Some((name.to_owned(), labels.map(str::to_owned).collect::<Vec<_>>()))
+        });
+        shown.collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let (own, reference) = (families("ours"), families("theirs"));
+    for name in [
+        "container_cpu_usage_seconds_total",
+        "container_memory_working_set_bytes",
+        "container_memory_rss",
+        "container_memory_cache",
+        "container_memory_usage_bytes",
+        "container_start_time_seconds",
+        "container_spec_memory_limit_bytes",
+    ] {
+        assert!(own.contains_key(name), "{name} is not in {own:#?}");
+        assert!(
+            reference.get(name).is_none_or(|labels| *labels == own[name]),
+            "{name}: {own:#?}\n{reference:#?}"
+        );
+    }
+    let missing: Vec<_> = reference.keys().filter(|name| !own.contains_key(*name)).collect();
+    println!("families that only the reference has of a container: {missing:?}");
+    let network = cluster.api.text("/api/v1/nodes/ours/proxy/metrics/cadvisor").unwrap();
+    assert!(
+        network.lines().any(|line| line.starts_with("container_network_receive_bytes_total{")
+            && line.contains("pod=\"runs-ours\"")
+            && line.contains("interface=\"eth0\"")),
+        "{network}"
+    );
     let nodes = cluster.ask(&["top", "node", "--no-headers"]).unwrap();
     assert!(!nodes.contains("<unknown>") && nodes.lines().count() == 2, "{nodes}");
     cluster.down().unwrap();

@@ -93,6 +93,37 @@ pub struct PodCgroupConfig {
     pub enforced: Option<EnforcedShare>,
 }
 
+/// Where the groups of pods lie and how they are named.
+#[derive(Clone, Debug, Default)]
+pub struct CgroupPlace {
+    /// The group under which `kubepods` lies.
+    pub root: String,
+    /// How groups are named.
+    pub driver: CgroupDriver,
+}
+
+/// The group of a pod, from the root of a hierarchy.
+pub(crate) fn group_of(place: &CgroupPlace, pod: &Pod) -> String {
+    let name = GroupName::new(&place.root).child(KUBEPODS).tier(qos::qos_class(pod));
+    name.child(&format!("pod{}", pod.metadata.uid)).path(place.driver)
+}
+
+/// The folders of a group in every hierarchy that has it. Reads the mount table.
+pub(crate) fn folders_of(group: &str) -> Vec<PathBuf> {
+    let mut roots: Vec<PathBuf> =
+        sys::cgroup_v1_mounts().unwrap_or_default().into_iter().map(|(_, point)| point).collect();
+    if roots.is_empty() {
+        roots.push(PathBuf::from("/sys/fs/cgroup"));
+    }
+    roots.sort_unstable();
+    roots.dedup();
+    roots
+        .into_iter()
+        .map(|root| root.join(group.trim_start_matches('/')))
+        .filter(|dir| dir.is_dir())
+        .collect()
+}
+
 /// The cgroups of this node's pods.
 pub(crate) struct PodCgroups {
     config: PodCgroupConfig,

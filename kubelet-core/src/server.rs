@@ -7,6 +7,7 @@
 
 mod answer;
 mod auth;
+mod cadvisor;
 mod connection;
 mod follow;
 mod log_options;
@@ -34,6 +35,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::clock::Clock;
 use crate::kubelet::{PodViews, ProbeCounts};
+use crate::pod_cgroup::CgroupPlace;
 use auth::{Auth, Reviewer};
 use stats::StatsCache;
 
@@ -73,6 +75,8 @@ pub struct ServerConfig {
     pub configz: serde_json::Value,
     /// The pods' folders, for the statistics of their file system.
     pub root_dir: PathBuf,
+    /// Where the pods' cgroups lie, for `/metrics/cadvisor`.
+    pub cgroups: CgroupPlace,
     /// The pods' logs, for the statistics of their sizes.
     pub log_root: PathBuf,
     /// After how long without a byte a stream ends (`streamingConnectionIdleTimeout`); measured coarsely.

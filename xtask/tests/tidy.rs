@@ -21,6 +21,7 @@ const PURE: [&str; 27] = [
     "kubelet-core/src/server/subject",
     "kubelet-core/src/pod/plan",
     "kubelet-core/src/pod/status",
+    "kubelet-core/src/eviction/plan",
     "kubelet-core/src/gc/plan",
     "kubelet-core/src/env/",
     "kubelet-core/src/qos",

@@ -14,6 +14,7 @@ use coracle_kubelet_core::node::pressure::parse_thresholds;
 use coracle_kubelet_core::node::{
     NodeAgent, NodeConfig, NodeRuntime, parse_labels, parse_reserved, parse_taints,
 };
+use coracle_kubelet_core::pod_cgroup::CgroupPlace;
 use coracle_kubelet_core::server::{Server, ServerConfig, ServerParts};
 use rustls::server::ResolvesServerCert;
 use serde_json::{Value, json};
@@ -35,6 +36,7 @@ pub(super) struct NodeSettings {
     authenticate_tokens: bool,
     authorize: bool,
     log_root: PathBuf,
+    cgroups: CgroupPlace,
     streaming_idle_timeout: Duration,
     configz: Value,
 }
@@ -65,6 +67,10 @@ impl NodeSettings {
             authenticate_tokens: flags.authentication_token_webhook,
             authorize: flags.authorization_mode == AuthorizationMode::Webhook,
             log_root: std::path::absolute(&args.pod_logs_dir).context("--pod-logs-dir")?,
+            cgroups: CgroupPlace {
+                root: args.runtime.cgroup_root.clone(),
+                driver: args.runtime.cgroup_driver.into(),
+            },
             streaming_idle_timeout: flags.streaming_connection_idle_timeout,
             configz: configz(args, flags),
         })
@@ -166,6 +172,8 @@ pub(super) async fn start(
     (kubelet, idle): (&Kubelet, watch::Receiver<PodViews>),
     engine: &Engine,
 ) -> Result<NodeApi> {
+    let mut cgroups = settings.cgroups.clone();
+    cgroups.driver = engine.cgroup_driver().await.unwrap_or(cgroups.driver);
     let config = ServerConfig {
         address: settings.address,
         node_name: settings.node.name.clone(),
@@ -176,6 +184,7 @@ pub(super) async fn start(
         configz: settings.configz.clone(),
         root_dir: settings.node.root_dir.clone(),
         log_root: settings.log_root.clone(),
+        cgroups,
         streaming_idle_timeout: settings.streaming_idle_timeout,
         clock: Clock::system(),
     };

@@ -12,14 +12,13 @@ use coracle_kubelet_core::gc::GcPolicy;
 use coracle_kubelet_core::image_pull::CredentialProviders;
 use coracle_kubelet_core::kubelet::{HousekeepingConfig, KubeletConfig};
 use coracle_kubelet_core::log_rotation::LogPolicy;
-use coracle_kubelet_core::pod_cgroup;
 use coracle_kubelet_core::resources::PodResourcesConfig;
 
 use super::addresses;
 use super::engine::EngineSettings;
 use super::node_api::NodeSettings;
 use crate::args::RunArgs;
-use crate::runtime_args::{CgroupDriver, POD_CIDR};
+use crate::runtime_args::POD_CIDR;
 
 /// What the agent is started with.
 pub(super) struct Settings {
@@ -116,10 +115,7 @@ fn kubelet(
     resources.allocatable = share.allocatable;
     resources.enforced = Some(share.enforced);
     resources.cgroup_root = args.runtime.cgroup_root.clone();
-    resources.cgroup_driver = match args.runtime.cgroup_driver {
-        CgroupDriver::Cgroupfs => pod_cgroup::CgroupDriver::Cgroupfs,
-        CgroupDriver::Systemd => pod_cgroup::CgroupDriver::Systemd,
-    };
+    resources.cgroup_driver = args.runtime.cgroup_driver.into();
     resources.cluster_dns = args.cluster_dns.clone();
     resources.cluster_domain = args.cluster_domain.clone();
     resources.resolv_conf = Some(args.resolv_conf.clone().unwrap_or_else(addresses::resolv_conf));

@@ -194,8 +194,8 @@ mod tests {
         let told = message(Signal::MemoryAvailable, &pressing, &candidate("p", "1Mi", 3 << 20, json!({})));
         assert_eq!(
             told,
-            "The node was low on resource: memory. Threshold quantity: 100Mi, available: 51200Ki. \
-             Container c was using 3072Ki, request is 1Mi, has larger consumption of memory. "
+            "The node was low on resource: memory. Threshold quantity: 100Mi, available: 50Mi. \
+             Container c was using 3Mi, request is 1Mi, has larger consumption of memory. "
         );
     }
 

@@ -26,7 +26,7 @@ use super::answer::{self, Answer, METRICS, TEXT};
 use super::auth::{Denied, User};
 use super::route::{Route, permission, route};
 use super::streaming::{self, Granted, Session, What};
-use super::{CONNECTIONS, Shared, logs, metrics, pods, stats};
+use super::{CONNECTIONS, Shared, cadvisor, logs, metrics, pods, stats};
 
 /// A handshake takes at most so long.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -187,10 +187,7 @@ impl Client {
             Route::Metrics => answer::whole(200, METRICS, metrics::own(shared)),
             Route::MetricsResource => answer::whole(200, METRICS, metrics::resource(shared).await),
             Route::MetricsProbes => answer::whole(200, METRICS, metrics::probes(shared)),
-            Route::MetricsCadvisor => answer::error(
-                501,
-                "this node has no cAdvisor; /metrics/resource and /stats/summary tell what its containers use\n",
-            ),
+            Route::MetricsCadvisor => answer::whole(200, METRICS, cadvisor::metrics(shared).await),
             Route::Configz => answer::json(&json!({ "kubeletconfig": shared.config.configz })),
             Route::Run(place) => streaming::run(shared, &place, query).await,
             Route::Exec(_) | Route::Attach(_) | Route::PortForward(_) => {

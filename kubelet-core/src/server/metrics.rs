@@ -15,18 +15,18 @@ use crate::node::machine::kibibytes;
 
 /// Text that grows family by family.
 #[derive(Default)]
-struct Families(String);
+pub(super) struct Families(pub(super) String);
 
 /// One line: labels, value, milliseconds since the Unix epoch.
-struct Sample<'a> {
-    labels: Vec<(&'static str, &'a str)>,
-    value: f64,
-    timestamp: Option<i64>,
+pub(super) struct Sample<'a> {
+    pub(super) labels: Vec<(&'static str, &'a str)>,
+    pub(super) value: f64,
+    pub(super) timestamp: Option<i64>,
 }
 
 impl Families {
     /// Adds a family; one without samples is left out.
-    fn add(&mut self, name: &str, help: &str, kind: &str, samples: &[Sample<'_>]) {
+    pub(super) fn add(&mut self, name: &str, help: &str, kind: &str, samples: &[Sample<'_>]) {
         if samples.is_empty() {
             return;
         }
@@ -65,7 +65,7 @@ fn plain(value: f64) -> Vec<Sample<'static>> {
 }
 
 #[allow(clippy::cast_precision_loss, reason = "metrics are floats")]
-fn float(value: u64) -> f64 {
+pub(super) fn float(value: u64) -> f64 {
     value as f64
 }
 

@@ -15,7 +15,7 @@ use tokio::sync::Mutex;
 use super::Shared;
 use super::answer::{self, Answer};
 use super::route::parameters;
-pub(super) use gather::Measured;
+pub(super) use gather::{Measured, PodUse};
 
 /// What was measured is told again for so long.
 const FRESH: Duration = Duration::from_secs(10);
