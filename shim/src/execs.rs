@@ -197,6 +197,12 @@ impl Shim {
                 );
             }
             Err(error) => {
+                // A maker that was killed at its end has started the process, which nobody would ever end.
+                if let Ok(pid) = maker::read_pid(pid_file)
+                    && maker::is_child(pid)
+                {
+                    drop(sys::kill(pid, libc::SIGKILL));
+                }
                 self.exec_failed(id, exec_id);
                 self.conclude(reply, "exec", Err::<Empty, _>(error));
                 self.end_abandoned();

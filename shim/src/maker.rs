@@ -154,6 +154,14 @@ pub(crate) fn read_pid(file: &Path) -> io::Result<i32> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{text:?} is not a pid")))
 }
 
+/// Whether a process is a child of this one, as those that a maker leaves are; else its number may be another's by now.
+pub(crate) fn is_child(pid: i32) -> bool {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name before it may hold anything, parentheses too.
+    let parent = text.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1));
+    parent.and_then(|parent| parent.parse().ok()) == Some(std::process::id())
+}
+
 /// A word of a path as the name of something: not empty, no slash, no dots alone, no option.
 pub(crate) fn is_plain_name(name: &str) -> bool {
     !name.is_empty()
