@@ -4,9 +4,12 @@
 
 mod image_support;
 
+use std::ffi::OsString;
 use std::fs;
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use coracle_runtime::image::{FailureKind, ImageStore, RegistryConfig, Tls};
 use coracle_runtime::testing::{LayerCompression, Registry, RegistryOptions, TestImage};
@@ -67,7 +70,17 @@ async fn pull(
     registry: &Registry,
     tls: Option<Tls>,
 ) -> Result<(), (Option<FailureKind>, String)> {
+    pull_with(dir, registry, tls, Vec::new()).await
+}
+
+async fn pull_with(
+    dir: &Path,
+    registry: &Registry,
+    tls: Option<Tls>,
+    environment: Vec<(OsString, OsString)>,
+) -> Result<(), (Option<FailureKind>, String)> {
     let mut options = options(dir);
+    options.environment = environment;
     let config = RegistryConfig { auth: None, tls };
     options.registries.configs.insert(registry.host(), config);
     let mirror = coracle_runtime::image::Mirror {
@@ -130,4 +143,50 @@ async fn a_client_certificate_is_shown() {
         "without one"
     );
     pull(dir.path(), &registry, Some(tls)).await.unwrap();
+}
+
+/// A proxy that digs tunnels, and tells the head of each request. It ends with the test's process.
+fn tunnels() -> (String, mpsc::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        for near in listener.incoming().map_while(Result::ok) {
+            let tell = tell.clone();
+            std::thread::spawn(move || tunnel(near, &tell));
+        }
+    });
+    (address, told)
+}
+
+fn tunnel(mut near: TcpStream, tell: &mpsc::Sender<String>) -> Option<()> {
+    let lines = BufReader::new(near.try_clone().ok()?).lines();
+    let head: Vec<String> = lines.map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
+    let mut far = TcpStream::connect(head.first()?.split(' ').nth(1)?).ok()?;
+    tell.send(head.join("\n")).ok()?;
+    near.write_all(b"HTTP/1.1 200 OK\r\n\r\n").ok()?;
+    let (mut from, mut to) = (near.try_clone().ok()?, far.try_clone().ok()?);
+    std::thread::spawn(move || {
+        let _ = io::copy(&mut from, &mut to);
+        let _ = to.shutdown(Shutdown::Write);
+    });
+    let _ = io::copy(&mut far, &mut near);
+    let _ = near.shutdown(Shutdown::Write);
+    Some(())
+}
+
+#[tokio::test]
+async fn tls_goes_through_a_proxy_as_a_tunnel() {
+    let authority = authority();
+    let registry = registry(server(&authority, None));
+    let dir = tempfile::tempdir().unwrap();
+    let ca_file = dir.path().join("ca.pem");
+    fs::write(&ca_file, &authority.pem).unwrap();
+    let tls = Tls { ca_file: ca_file.display().to_string(), ..Tls::default() };
+    let (address, told) = tunnels();
+    let proxy = ("HTTPS_PROXY".into(), format!("http://me:secret@{address}").into());
+    pull_with(dir.path(), &registry, Some(tls), vec![proxy]).await.unwrap();
+    let head = told.try_recv().unwrap();
+    assert!(head.starts_with(&format!("CONNECT {} HTTP/1.1", registry.host())), "{head}");
+    assert!(head.to_lowercase().contains("proxy-authorization: basic"), "{head}");
 }

@@ -23,12 +23,14 @@ use super::unpack::job::Job;
 use crate::memory;
 
 mod auth;
+mod connect;
 mod download;
+mod http;
 mod load;
 mod pull;
 mod remote;
-mod roots;
 mod save;
+mod tls;
 pub(crate) mod unpacker;
 
 use remote::Remote;
@@ -83,8 +85,6 @@ fn serve(request: Request) -> Result<Vec<Record>, Failure> {
     confine::fetcher().map_err(starting)?;
     std::thread::Builder::new().stack_size(64 << 10).spawn(end_with_input).map_err(starting)?;
     let unpacker = unpacking.map(Unpacker::attach).transpose().map_err(starting)?;
-    // Fails only if someone installed a provider before, and this process is ours alone.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(starting)?;
     let mut session = Session { layout: Layout::new(store), worker, platform, limits, unpacker };
     runtime.block_on(session.serve(task))

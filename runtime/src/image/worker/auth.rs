@@ -3,10 +3,11 @@
 //! Sources: RFC 9110 section 11, the Distribution project's token authentication specification.
 
 use base64::Engine as _;
-use reqwest::Client;
-use reqwest::header::{AUTHORIZATION, HeaderMap, WWW_AUTHENTICATE};
+use form_urlencoded::Serializer;
+use hyper::header::{AUTHORIZATION, HeaderMap, WWW_AUTHENTICATE};
 use serde::Deserialize;
 
+use super::http::{Client, HttpError, Response, reason};
 use crate::image::error::{Failure, FailureKind};
 use crate::image::registries::Credentials;
 
@@ -113,45 +114,15 @@ pub(super) async fn token(
     let failed = |kind, why: String| {
         Failure::new(kind, format!("failed to authorize: failed to fetch {who} token from {realm}: {why}"))
     };
-    let mut url =
-        reqwest::Url::parse(realm).map_err(|error| failed(FailureKind::Network, error.to_string()))?;
-    let request = match credentials {
-        Some(Credentials::Identity(refresh)) => {
-            let mut form = reqwest::Url::parse("form:///").expect("a constant URL");
-            form.query_pairs_mut()
-                .append_pair("grant_type", "refresh_token")
-                .append_pair("service", service.unwrap_or_default())
-                .append_pair("client_id", "coracle")
-                .append_pair("scope", scope)
-                .append_pair("refresh_token", refresh);
-            let body = form.query().unwrap_or_default().to_owned();
-            client.post(url).header("Content-Type", "application/x-www-form-urlencoded").body(body)
-        }
-        other => {
-            url.query_pairs_mut().append_pair("scope", scope);
-            if let Some(service) = service {
-                url.query_pairs_mut().append_pair("service", service);
-            }
-            let request = client.get(url);
-            match other {
-                Some(Credentials::Basic { username, password }) => {
-                    request.header(AUTHORIZATION, basic(username, password))
-                }
-                _ => request,
-            }
-        }
-    };
-    let mut response =
-        request.send().await.map_err(|error| failed(FailureKind::Network, super::remote::reason(&error)))?;
-    let status = response.status();
+    let unreached = |error: HttpError| failed(FailureKind::Network, reason(&error));
+    let mut response = ask(client, realm, service, scope, credentials).await.map_err(unreached)?;
+    let status = response.status;
     if !status.is_success() {
         let kind = if status.is_client_error() { FailureKind::Unauthorized } else { FailureKind::Network };
         return Err(failed(kind, format!("unexpected status: {status}")));
     }
     let mut body = Vec::new();
-    while let Some(chunk) =
-        response.chunk().await.map_err(|error| failed(FailureKind::Network, super::remote::reason(&error)))?
-    {
+    while let Some(chunk) = response.chunk().await.map_err(unreached)? {
         body.extend_from_slice(&chunk);
         if body.len() > MAX_TOKEN {
             return Err(failed(FailureKind::Network, "its answer is past 1 MiB".to_owned()));
@@ -163,6 +134,36 @@ pub(super) async fn token(
         Some(token) => Ok(token),
         None => Err(failed(FailureKind::Network, "its answer has no token".to_owned())),
     }
+}
+
+/// Asks for a token: with a refresh token by a form, else by a query.
+async fn ask(
+    client: &Client,
+    realm: &str,
+    service: Option<&str>,
+    scope: &str,
+    credentials: Option<&Credentials>,
+) -> Result<Response, HttpError> {
+    let mut words = Serializer::new(String::new());
+    if let Some(Credentials::Identity(refresh)) = credentials {
+        words
+            .append_pair("grant_type", "refresh_token")
+            .append_pair("service", service.unwrap_or_default())
+            .append_pair("client_id", "coracle")
+            .append_pair("scope", scope)
+            .append_pair("refresh_token", refresh);
+        return client.post_form(realm, words.finish()).await;
+    }
+    words.append_pair("scope", scope);
+    if let Some(service) = service {
+        words.append_pair("service", service);
+    }
+    let mut headers = HeaderMap::new();
+    if let Some(Credentials::Basic { username, password }) = credentials {
+        headers.insert(AUTHORIZATION, basic(username, password).parse()?);
+    }
+    let joint = if realm.contains('?') { '&' } else { '?' };
+    client.get(&format!("{realm}{joint}{}", words.finish()), headers).await
 }
 
 #[cfg(test)]

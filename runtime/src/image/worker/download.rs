@@ -11,7 +11,8 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest as _, Sha256};
 
-use super::remote::{Ask, Host, Remote, reason};
+use super::http::reason;
+use super::remote::{Ask, Host, Remote};
 use super::tell;
 use crate::image::digest::Digest;
 use crate::image::error::{Failure, FailureKind};
@@ -166,9 +167,9 @@ impl<'a> Download<'a> {
         let name = self.wanted.digest.to_string();
         let ask = Ask { kind: "blobs", name: &name, accept: None, from: self.at };
         let mut response = host.ask(ask).await?;
-        match response.status().as_u16() {
+        match response.status.as_u16() {
             206 => {
-                let range = response.headers().get("content-range").and_then(|range| range.to_str().ok());
+                let range = response.headers.get("content-range").and_then(|range| range.to_str().ok());
                 let start =
                     range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse().ok());
                 if start != Some(self.at) {

@@ -200,6 +200,10 @@ async fn fetch(
         if bytes.abs_diff(told) < TELL_EVERY && bytes < size {
             return;
         }
+        if told == 0 {
+            // What connecting needed, reading on does not.
+            memory::give_back();
+        }
         told = bytes;
         tell(&Event::Progress(Progress::Fetched { layer, bytes }));
         if readable {

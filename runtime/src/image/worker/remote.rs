@@ -1,25 +1,24 @@
 //! One repository behind its endpoints: mirrors first, the registry last. Runs in the worker, one per pull.
 //!
-//! HTTP is reqwest's and not `oci-client`'s: that crate knows neither client certificates per host, nor mirrors with
-//! paths and rewrites, nor a retry that goes on in the middle of a blob, and its references cost a regular
-//! expression engine; what would be left of it is its manifest types.
+//! Not `oci-client`: that crate knows neither client certificates per host, nor mirrors with paths and rewrites, nor a
+//! retry that goes on in the middle of a blob, and its references cost a regular expression engine; what would be left
+//! of it is its manifest types.
 
 use std::cell::RefCell;
-use std::fs;
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT, AUTHORIZATION, RANGE};
-use reqwest::{Certificate, Client, Identity, Response, StatusCode};
+use hyper::StatusCode;
+use hyper::header::{ACCEPT, AUTHORIZATION, HeaderMap, RANGE};
 
 use super::auth::{self, Challenge};
-use super::roots;
+use super::http::{Client, HttpError, Response, reason};
+use super::tls;
 use crate::image::digest::Digest;
 use crate::image::error::{Failure, FailureKind};
 use crate::image::manifest::MAX_DOCUMENT;
 use crate::image::reference::Reference;
-use crate::image::registries::{Credentials, Endpoint, Registries, Tls};
+use crate::image::registries::{Credentials, Endpoint, Registries};
 
-const CONNECT: Duration = Duration::from_secs(15);
 /// How often a document is asked for before its failure counts.
 const ATTEMPTS: u32 = 4;
 
@@ -49,23 +48,6 @@ pub(super) struct Ask<'a> {
     pub(super) from: u64,
 }
 
-/// The chain of an HTTP error without the URL, which the caller names.
-pub(super) fn reason(error: &reqwest::Error) -> String {
-    if error.is_timeout() && !error.is_connect() {
-        return "the registry stalls: no data within the time limit".to_owned();
-    }
-    let mut text = String::new();
-    let mut next = std::error::Error::source(error);
-    while let Some(source) = next {
-        let part = source.to_string();
-        if !text.ends_with(&part) {
-            text = if text.is_empty() { part } else { format!("{text}: {part}") };
-        }
-        next = source.source();
-    }
-    if text.is_empty() { error.to_string() } else { text }
-}
-
 impl Remote {
     /// The repository of a reference. `credentials` come from the caller and go before configured ones at the
     /// registry itself; a mirror's own configuration goes before them.
@@ -83,7 +65,7 @@ impl Remote {
                 true => credentials.clone().or(configured),
                 false => configured.or_else(|| credentials.clone()),
             };
-            let client = client(&endpoint, registries.tls(&endpoint.host), stall)?;
+            let client = Client::new(tls::config(&endpoint, registries.tls(&endpoint.host))?, stall);
             Ok(Host { client, endpoint, credentials, authorization: RefCell::default() })
         };
         let endpoints = endpoints.into_iter().map(host).collect::<Result<_, Failure>>()?;
@@ -119,45 +101,6 @@ impl Remote {
     }
 }
 
-fn client(endpoint: &Endpoint, tls: Option<&Tls>, stall: Duration) -> Result<Client, Failure> {
-    let build = |bare: bool| -> Result<Client, Failure> {
-        let failed = |error: reqwest::Error| {
-            Failure::new(FailureKind::Invalid, format!("TLS for {}: {}", endpoint.host, reason(&error)))
-        };
-        let read = |path: &str| {
-            fs::read(path).map_err(|error| Failure::io(&format!("TLS for {}: {path}", endpoint.host), &error))
-        };
-        // HTTP/1.1: layers fetched side by side want connections of their own, and its buffers are smaller.
-        let mut builder = Client::builder()
-            .user_agent(concat!("coracle/", env!("CARGO_PKG_VERSION")))
-            .http1_only()
-            .connect_timeout(CONNECT)
-            .read_timeout(stall);
-        if bare {
-            builder = builder.tls_certs_only([]);
-        } else if let Some(roots) = roots::of_the_machine() {
-            builder = builder.tls_certs_only(roots);
-        }
-        if let Some(tls) = tls {
-            if !tls.ca_file.is_empty() {
-                let bundle = Certificate::from_pem_bundle(&read(&tls.ca_file)?).map_err(failed)?;
-                builder = builder.tls_certs_merge(bundle);
-            }
-            if !tls.cert_file.is_empty() {
-                let pem = [read(&tls.cert_file)?, b"\n".to_vec(), read(&tls.key_file)?].concat();
-                builder = builder.identity(Identity::from_pem(&pem).map_err(failed)?);
-            }
-            builder = builder.tls_danger_accept_invalid_certs(tls.insecure_skip_verify);
-        }
-        builder.build().map_err(failed)
-    };
-    match build(false) {
-        // A device without CA certificates can still pull by plain http.
-        Err(_) if endpoint.base.starts_with("http://") => build(true),
-        other => other,
-    }
-}
-
 impl Host {
     /// `host[:port]`.
     pub(super) fn name(&self) -> &str {
@@ -167,11 +110,11 @@ impl Host {
     /// Asks once, and again after authorization when the registry wants one.
     pub(super) async fn ask(&self, ask: Ask<'_>) -> Result<Response, Failure> {
         let mut response = self.send(ask).await?;
-        if response.status() == StatusCode::UNAUTHORIZED {
+        if response.status == StatusCode::UNAUTHORIZED {
             self.authorize(&response).await?;
             response = self.send(ask).await?;
         }
-        let status = response.status();
+        let status = response.status;
         if status.is_success() {
             return Ok(response);
         }
@@ -201,26 +144,30 @@ impl Host {
 
     async fn send(&self, ask: Ask<'_>) -> Result<Response, Failure> {
         let url = self.url(ask);
-        let mut request = self.client.get(&url);
+        let failed = |error: HttpError| {
+            Failure::new(FailureKind::Network, format!("failed to do request: GET {url}: {}", reason(&error)))
+        };
+        let headers = self.headers(ask).map_err(failed)?;
+        self.client.get(&url, headers).await.map_err(failed)
+    }
+
+    fn headers(&self, ask: Ask<'_>) -> Result<HeaderMap, HttpError> {
+        let mut headers = HeaderMap::new();
         if let Some(accept) = ask.accept {
-            request = request.header(ACCEPT, accept);
+            headers.insert(ACCEPT, accept.parse()?);
         }
         if ask.from > 0 {
-            request = request.header(RANGE, format!("bytes={}-", ask.from));
+            headers.insert(RANGE, format!("bytes={}-", ask.from).parse()?);
         }
-        let authorization = self.authorization.borrow().clone();
-        if let Some(authorization) = authorization {
-            request = request.header(AUTHORIZATION, authorization);
+        if let Some(authorization) = &*self.authorization.borrow() {
+            headers.insert(AUTHORIZATION, authorization.parse()?);
         }
-        let sent = request.send().await;
-        sent.map_err(|error| {
-            Failure::new(FailureKind::Network, format!("failed to do request: GET {url}: {}", reason(&error)))
-        })
+        Ok(headers)
     }
 
     /// Meets the challenge of a 401.
     async fn authorize(&self, response: &Response) -> Result<(), Failure> {
-        let granted = match (auth::challenges(response.headers()).first(), &self.credentials) {
+        let granted = match (auth::challenges(&response.headers).first(), &self.credentials) {
             (_, Some(Credentials::Bearer(token))) => Some(format!("Bearer {token}")),
             (Some(Challenge::Bearer { realm, service, scope }), credentials) => {
                 let own = format!("repository:{}:pull", self.endpoint.repository);

@@ -187,9 +187,7 @@ pub(crate) fn main(store: &Path) -> i32 {
     if reader.is_err() {
         return 1;
     }
-    // What starting needed, unpacking does not.
-    code.give_back();
-    match run(&Layout::new("/"), &jobs, &growths) {
+    match run(&Layout::new("/"), &jobs, &growths, &code) {
         Ok(()) => 0,
         Err(()) => 1,
     }
@@ -224,7 +222,7 @@ fn failed(layer: usize, error: &LayerError) -> Result<(), ()> {
     Err(())
 }
 
-fn run(layout: &Layout, jobs: &Receiver<Job>, growths: &Growths) -> Result<(), ()> {
+fn run(layout: &Layout, jobs: &Receiver<Job>, growths: &Growths, code: &Code) -> Result<(), ()> {
     let mut committer: Option<Committer> = None;
     for job in jobs {
         let committer = match &mut committer {
@@ -234,6 +232,8 @@ fn run(layout: &Layout, jobs: &Receiver<Job>, growths: &Growths) -> Result<(), (
         // A layer under this one must be found under its name.
         committer.wait_for(&job)?;
         let growth = growth_of(growths, job.layer);
+        // What starting and finishing needed, unpacking does not.
+        code.give_back();
         // The blob's file exists from the first byte on.
         if growth.more_than(0).skipped {
             report(&Report::Complete { layer: job.layer })?;
