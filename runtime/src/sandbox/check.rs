@@ -35,7 +35,8 @@ pub(super) fn check(config: &v1::PodSandboxConfig) -> Result<(), String> {
         }
     }
     let logs = Path::new(&config.log_directory);
-    if !config.log_directory.is_empty() && !(logs.is_absolute() && stays_below(logs)) {
+    let is_fit = config.log_directory.is_empty() || logs.is_absolute() && stays_below(logs);
+    if !is_fit {
         return Err(format!(
             "log_directory {:?} is not an absolute path without \"..\"",
             config.log_directory
