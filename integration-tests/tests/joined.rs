@@ -568,3 +568,51 @@ fn a_node_that_runs_short_evicts_in_the_kubelets_order() {
     );
     cluster.down().unwrap();
 }
+
+#[test]
+fn a_runtime_class_chooses_the_handler_and_an_image_is_a_volume() {
+    let executables = Executables::of_this_build();
+    images::write(&Peers::new(), Set::Basic, Some(&executables.example)).unwrap();
+    let mut cluster = Cluster::start(&Options::of_test("classes")).unwrap();
+    let runc = Peers::new().program("runc").unwrap();
+    let flags = vec![format!("--runtime-handler=other={}", runc.display())];
+    cluster.add_node("one", &Kind::Coracle { executables, flags }).unwrap();
+    for (name, handler) in [("small", "other"), ("broken", "nobody")] {
+        let class = json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": name},
+            "handler": handler, "overhead": {"podFixed": {"memory": "8Mi"}}});
+        cluster.api.create("/apis/node.k8s.io/v1/runtimeclasses", &class).unwrap();
+    }
+    let shown = || cluster.node("one").unwrap().last_words();
+    let create = |name: &str, class: &str, arguments: &[&str]| {
+        let main = container(json!({"args": arguments, "volumeMounts": [
+            {"name": "image", "mountPath": "/image"}, {"name": "image", "mountPath": "/etc-of-it", "subPath": "etc"}]}));
+        let volume = json!({"name": "image", "image": {"reference": EXAMPLE, "pullPolicy": "IfNotPresent"}});
+        let spec = json!({"nodeName": "one", "runtimeClassName": class, "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 1, "containers": [main], "volumes": [volume]});
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec});
+        cluster.api.create(PODS, &pod).unwrap();
+    };
+    create("runs", "small", &["sleep"]);
+    create("reads", "small", &["open", "/image/example"]);
+    create("part", "small", &["open", "/etc-of-it/passwd"]);
+    create("stays", "broken", &["sleep"]);
+    let wait = |name: &str, is_so: &dyn Fn(&Value) -> bool| {
+        let path = format!("{PODS}/{name}");
+        cluster.wait(name, LIMIT, |api| Ok(is_so(&api.get(&path)?)), shown).unwrap();
+    };
+    wait("runs", &is_ready);
+    wait("reads", &|pod| pod["status"]["phase"] == "Succeeded");
+    wait("part", &|pod| pod["status"]["phase"] == "Succeeded");
+    let pod = cluster.api.get(&format!("{PODS}/runs")).unwrap();
+    assert_eq!(pod["spec"]["overhead"]["memory"], "8Mi");
+    let made =
+        cluster.node("one").unwrap().machine.run(&["find", "/run/coracle/maker", "-name", "state.json"]);
+    assert!(made.unwrap().lines().count() >= 1, "runc makes the containers of its class");
+    let refused = || cluster.ask(&["describe", "pod", "stays"]).unwrap_or_default();
+    let said = |_: &_| Ok(refused().contains("no runtime for \"nobody\" is configured"));
+    cluster.wait("the pod of a handler that nobody has", LIMIT, said, refused).unwrap();
+    let node = cluster.api.get("/api/v1/nodes/one").unwrap();
+    let handlers = node["status"]["runtimeHandlers"].as_array().unwrap();
+    assert!(handlers.iter().any(|handler| handler["name"] == "other"), "{node}");
+    cluster.down().unwrap();
+}

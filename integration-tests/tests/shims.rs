@@ -222,8 +222,9 @@ fn our_shim_under_debians_containerd() {
     under_containerd(Release::Debian);
 }
 
-/// A pod on our runtime with a handler of somebody else's, and kills of both sides; `shim` names the shim's executable.
-fn under_coracle(handler: &str, shim: &str) {
+/// A pod on our runtime with a handler of containerd's, and kills of both sides.
+fn under_coracle(release: Release, handler: &str) {
+    let shim = "containerd-shim-runc-v2";
     let flags = vec![format!("--runtime-handler={handler}")];
     let world = World::start(Runtime::CoracleWith(Executables::of_this_build(), flags));
     let status = world.ask(&["info"]);
@@ -243,7 +244,10 @@ fn under_coracle(handler: &str, shim: &str) {
     assert!(failed.to_string().contains('7'), "{failed:#}");
     assert!(world.ask(&["exec", &counter, "/example", "open", "/etc/group"]).contains("is open"));
     world.ask(&["update", "--memory", "67108864", &counter]);
-    world.expect_limits_of_open_files(&counter);
+    // Debian's is built by a Go that raises its own limit and lets its children have that.
+    if release == Release::Newest {
+        world.expect_limits_of_open_files(&counter);
+    }
     let hog = world.run_container((&pod, &config), "hog", &["fill", "64"]);
     world.wait("the hog's end", || world.inspect(&hog)["status"]["reason"] == "OOMKilled");
 
@@ -297,7 +301,14 @@ fn under_coracle(handler: &str, shim: &str) {
 fn containerds_shim_under_our_runtime() {
     let runc = Peers::new().program("runc").unwrap();
     let handler = format!("other=io.containerd.runc.v2,BinaryName={}", runc.display());
-    under_coracle(&handler, "containerd-shim-runc-v2");
+    under_coracle(Release::Newest, &handler);
+}
+
+#[test]
+fn the_shim_of_debians_containerd_under_our_runtime() {
+    let handler =
+        "other=io.containerd.runc.v2,Path=/usr/bin/containerd-shim-runc-v2,BinaryName=/usr/sbin/runc";
+    under_coracle(Release::Debian, handler);
 }
 
 #[test]

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
-use coracle_cri::v1::{ImageSpec, RemoveImageRequest};
-use coracle_cri::{ImageService, RuntimeService};
+use coracle_cri::v1::{ContainerStatusRequest, Image, ImageSpec, RemoveImageRequest};
+use coracle_cri::{Code, ImageService, RuntimeService};
 
 use super::plan::{self, DiskUsage, SeenImage};
 use super::{GcConfig, GcError, within};
@@ -89,15 +89,19 @@ impl Collection<'_> {
         let containers = self.runtime.list_containers(Default::default());
         let containers = within(limit, "ListContainers", "", containers).await?.containers;
         let mut used = BTreeSet::new();
+        let mut ids = Vec::new();
         for container in containers {
             // Which of them is the image's ID differs between runtimes.
             used.extend([container.image_id, container.image_ref]);
             used.extend(container.image.map(|image| image.image));
+            ids.push(container.id);
+        }
+        if images.iter().any(|image| !is_used(image, &used)) {
+            self.add_volumes(&mut used, ids).await?;
         }
         records.0.retain(|id, _| images.iter().any(|image| image.id == *id));
         let seen = images.into_iter().map(|image| {
-            let names = image.repo_tags.iter().chain(&image.repo_digests);
-            let in_use = used.contains(&image.id) || names.into_iter().any(|name| used.contains(name));
+            let in_use = is_used(&image, &used);
             let record =
                 records.0.entry(image.id.clone()).or_insert(Record { first_detected: now, last_used: None });
             if in_use {
@@ -113,6 +117,25 @@ impl Collection<'_> {
             }
         });
         Ok(seen.collect())
+    }
+
+    /// Adds the images that containers have as volumes, which only their statuses tell.
+    async fn add_volumes(&self, used: &mut BTreeSet<String>, containers: Vec<String>) -> Result<(), GcError> {
+        let limit = self.config.call_timeout;
+        for container_id in containers {
+            let request = ContainerStatusRequest { container_id: container_id.clone(), verbose: false };
+            let call = self.runtime.container_status(request);
+            match within(limit, "ContainerStatus", &container_id, call).await {
+                Ok(answer) => {
+                    let mounts = answer.status.map(|status| status.mounts).unwrap_or_default();
+                    used.extend(mounts.into_iter().filter_map(|mount| Some(mount.image?.image)));
+                }
+                // It was removed meanwhile.
+                Err(GcError::Runtime { source, .. }) if source.code() == Code::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// How full the images' file system is; `None` if the runtime does not say where it is.
@@ -186,6 +209,11 @@ fn size_text(bytes: u64) -> String {
         size /= 1024.0;
     }
     format!("{size:.1} TiB")
+}
+
+fn is_used(image: &Image, used: &BTreeSet<String>) -> bool {
+    let names = image.repo_tags.iter().chain(&image.repo_digests);
+    used.contains(&image.id) || names.into_iter().any(|name| used.contains(name))
 }
 
 #[cfg(test)]

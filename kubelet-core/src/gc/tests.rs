@@ -87,6 +87,13 @@ impl Fixture {
                 let config_of = ContainerConfig {
                     metadata: Some(ContainerMetadata { name: (*name).into(), attempt }),
                     image: Some(ImageSpec { image: "busybox".into(), ..Default::default() }),
+                    mounts: vec![Mount {
+                        image: Some(ImageSpec {
+                            image: "docker.io/library/model:latest".into(),
+                            ..Default::default()
+                        }),
+                        ..Default::default()
+                    }],
                     labels: [("io.kubernetes.pod.uid".to_owned(), uid.to_owned())].into(),
                     ..Default::default()
                 };
@@ -197,7 +204,8 @@ async fn a_runtime_that_does_not_answer_costs_nobody_his_folder() {
 #[tokio::test(start_paused = true)]
 async fn images_are_removed_when_the_disk_is_full_and_never_in_use() {
     let mut fixture = Fixture::new();
-    let used = fixture.runtime.add_image("busybox");
+    let mut used = [fixture.runtime.add_image("busybox"), fixture.runtime.add_image("model")];
+    used.sort();
     fixture.runtime.add_image("old");
     fixture.pod("p", 0, &[("app", 1)]).await;
     // A threshold of zero is always reached, one of a hundred keeps the rest free.
@@ -207,11 +215,12 @@ async fn images_are_removed_when_the_disk_is_full_and_never_in_use() {
     assert!(
         too_young.to_string().starts_with("Insufficient free disk space on the node's image filesystem (")
     );
-    assert_eq!(fixture.runtime.images().len(), 2, "an image that just came may be about to be used");
+    assert_eq!(fixture.runtime.images().len(), 3, "an image that just came may be about to be used");
     tokio::time::advance(Duration::from_secs(121)).await;
     let _ = fixture.collector.collect_images().await;
-    let left: Vec<_> = fixture.runtime.images().into_iter().map(|image| image.id).collect();
-    assert_eq!(left, [used]);
+    let mut left: Vec<_> = fixture.runtime.images().into_iter().map(|image| image.id).collect();
+    left.sort();
+    assert_eq!(left, used, "the volume's image too");
     assert_eq!(fixture.events.snapshot()[0].reason, "FreeDiskSpaceFailed");
     // Far above what a disk can be, so that it is not looked at again soon.
     fixture.collector.config.policy.image_high_percent = 200;

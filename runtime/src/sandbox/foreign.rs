@@ -160,7 +160,15 @@ impl Engine {
             extensions: vec![Extension { value: Any::decode(options.as_slice()).ok() }],
             socket_dir: Some(sockets.to_string_lossy().into_owned()),
         };
-        let output = self.run_foreign(&record.path, id, &folder, &["start"], params.encode_to_vec()).await?;
+        let start = async |input| self.run_foreign(&record.path, id, &folder, &["start"], input).await;
+        let output = match start(params.encode_to_vec()).await {
+            Ok(output) => output,
+            // Shims from before containerd 2.3 know nothing but their options.
+            Err(new) => match start(options).await {
+                Ok(output) => output,
+                Err(old) => return Err(ServiceError::Several(vec![new, old])),
+            },
+        };
         let silent = |problem: String| ServiceError::ShimSilent { path: record.path.clone(), problem };
         let result = started(&output).map_err(silent)?;
         record.socket = result.address.strip_prefix("unix://").unwrap_or_default().into();
