@@ -90,10 +90,14 @@ fn build() -> Result<PathBuf> {
     let version = process::output(&mut process::command("rustc", ["-vV"]))?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?;
     let target = folder().join("build");
-    let mut cargo = process::command("cargo", ["build", "--release", "--locked", "--target", host]);
+    let driver = process::repository().join("fuzz/driver");
+    // The versions that the workspace has; cargo adds that of libFuzzer's crate.
+    std::fs::copy(process::repository().join("Cargo.lock"), driver.join("Cargo.lock"))
+        .context("cannot copy Cargo.lock")?;
+    let mut cargo = process::command("cargo", ["build", "--release", "--target", host]);
     // Given to the target only, since --target is set: build scripts and macros need no counters.
     cargo.arg("--target-dir").arg(&target).env("RUSTFLAGS", COUNTERS);
-    process::run(cargo.current_dir(process::repository().join("fuzz/driver")))?;
+    process::run(cargo.current_dir(driver))?;
     Ok(target.join(host).join("release/fuzz"))
 }
 
