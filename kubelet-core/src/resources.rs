@@ -104,13 +104,19 @@ impl PodResources {
     /// Folders, cgroup, volumes. Idempotent; called on every sync before containers start, cheap when all is there.
     pub async fn prepare(&self, pod: &Arc<Pod>) -> Result<(), PrepareError> {
         self.0.objects.source().settle(pod).await;
+        if pod.spec.host_users == Some(false) {
+            // Whether it can be had is the handler's to say; that there is none is told with the sandbox.
+            let _ = self.runtime_handler(pod).await;
+        }
         let (inner, pod, uid) = (self.0.clone(), pod.clone(), pod.metadata.uid.clone());
         self.blocking(&uid, move || inner.prepare(&pod)).await.unwrap_or(Err(PrepareError::Interrupted))
     }
 
     /// The runtime handler of the pod's RuntimeClass; the error is what a person reads.
     pub async fn runtime_handler(&self, pod: &Pod) -> Result<String, String> {
-        self.0.objects.source().runtime_handler(pod).await
+        let handler = self.0.objects.source().runtime_handler(pod).await?;
+        self.0.user_namespaces.note_handler(pod, &handler);
+        Ok(handler)
     }
 
     /// The sandbox as the runtime is asked for it. Reads the node's resolv.conf; records DNS warnings as events.

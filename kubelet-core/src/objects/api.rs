@@ -32,7 +32,7 @@ pub(super) struct Inner {
     cluster: Cluster,
     pub(super) clock: Clock,
     table: Mutex<Table>,
-    classes: Classes,
+    pub(super) classes: Classes,
     /// Rises whenever anything is heard.
     pub(super) heard: watch::Sender<u64>,
     /// Rises when a configMap or secret changes.

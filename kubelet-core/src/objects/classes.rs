@@ -48,6 +48,16 @@ impl Classes {
             .ok_or_else(|| format!("failed to lookup RuntimeClass {name}: {problem}"))
     }
 
+    /// The handler of a class that was heard of.
+    pub(super) fn heard(&self, name: &str) -> Option<String> {
+        self.known().get(name).cloned()
+    }
+
+    /// Takes over what was heard before a reboot.
+    pub(super) fn restore(&self, name: String, handler: String) {
+        self.known().entry(name).or_insert(handler);
+    }
+
     fn known(&self) -> MutexGuard<'_, HashMap<String, String>> {
         // Whole after every statement.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

@@ -23,6 +23,7 @@ pub(crate) enum KeptObject {
     ConfigMap { namespace: String, name: String, object: Option<Arc<ConfigMap>> },
     Secret { namespace: String, name: String, object: Option<Arc<Secret>> },
     Services { namespace: String, name: String, services: Vec<KeptService> },
+    RuntimeClass { name: String, handler: String },
 }
 
 /// What variables tell of a service.
@@ -63,7 +64,14 @@ impl ApiObjects {
         wanted.dedup();
         let table = self.0.table();
         let known = wanted.into_iter().filter_map(|r| Some((table.followed.get(&r)?.found.clone()?, r)));
-        let objects = known.map(|(found, reference)| to_kept(found, reference)).collect();
+        let mut objects: Vec<KeptObject> = known.map(|(found, r)| to_kept(found, r)).collect();
+        let mut classes: Vec<&str> =
+            pods.iter().filter_map(|pod| pod.spec.runtime_class_name.as_deref()).collect();
+        classes.sort_unstable();
+        classes.dedup();
+        let class = |name: &str| Some((name.to_owned(), self.0.classes.heard(name)?));
+        let heard = classes.into_iter().filter_map(class);
+        objects.extend(heard.map(|(name, handler)| KeptObject::RuntimeClass { name, handler }));
         let of_pod = |pod: &Arc<Pod>| {
             let uid = pod.metadata.uid.clone();
             let mut tokens: Vec<KeptToken> = table
@@ -89,7 +97,8 @@ impl ApiObjects {
     pub(crate) fn restore(&self, objects: Vec<KeptObject>, tokens: Vec<KeptToken>) {
         let now = self.0.clock.now().boot;
         let mut table = self.0.table();
-        for (reference, found) in objects.into_iter().map(of_kept) {
+        for kept in objects {
+            let Some((reference, found)) = self.of_kept(kept) else { continue };
             match table.followed.get_mut(&reference) {
                 Some(followed) => {
                     followed.found.get_or_insert(found);
@@ -105,6 +114,32 @@ impl ApiObjects {
         drop(table);
         self.0.heard.send_modify(|count| *count += 1);
     }
+
+    /// What a pod asks for by a watch; a class is handed to its table.
+    fn of_kept(&self, kept: KeptObject) -> Option<(Reference, Found)> {
+        let reference = |kind, namespace, name| Reference { kind, namespace, name };
+        Some(match kept {
+            KeptObject::ConfigMap { namespace, name, object } => {
+                (reference(ObjectKind::ConfigMap, namespace, name), Found::ConfigMap(object))
+            }
+            KeptObject::Secret { namespace, name, object } => {
+                (reference(ObjectKind::Secret, namespace, name), Found::Secret(object))
+            }
+            KeptObject::Services { namespace, name, services } => {
+                let services: BTreeMap<String, Service> = services.into_iter().map(service).collect();
+                (reference(ObjectKind::Service, namespace, name), Found::Services(services))
+            }
+            KeptObject::RuntimeClass { name, handler } => {
+                self.0.classes.restore(name, handler);
+                return None;
+            }
+        })
+    }
+}
+
+fn service(kept: KeptService) -> (String, Service) {
+    let ports = kept.ports.into_iter().map(|(name, protocol, port)| ServicePort { name, protocol, port });
+    (kept.name.clone(), Service { name: kept.name, cluster_ip: kept.address, ports: ports.collect() })
 }
 
 fn to_kept(found: Found, Reference { namespace, name, .. }: Reference) -> KeptObject {
@@ -118,27 +153,6 @@ fn to_kept(found: Found, Reference { namespace, name, .. }: Reference) -> KeptOb
                 ports: service.ports.into_iter().map(|p| (p.name, p.protocol, p.port)).collect(),
             };
             KeptObject::Services { namespace, name, services: services.into_values().map(kept).collect() }
-        }
-    }
-}
-
-fn of_kept(kept: KeptObject) -> (Reference, Found) {
-    let reference = |kind, namespace, name| Reference { kind, namespace, name };
-    match kept {
-        KeptObject::ConfigMap { namespace, name, object } => {
-            (reference(ObjectKind::ConfigMap, namespace, name), Found::ConfigMap(object))
-        }
-        KeptObject::Secret { namespace, name, object } => {
-            (reference(ObjectKind::Secret, namespace, name), Found::Secret(object))
-        }
-        KeptObject::Services { namespace, name, services } => {
-            let service = |kept: KeptService| {
-                let port = |(name, protocol, port)| ServicePort { name, protocol, port };
-                let ports = kept.ports.into_iter().map(port).collect();
-                (kept.name.clone(), Service { name: kept.name, cluster_ip: kept.address, ports })
-            };
-            let services: BTreeMap<String, Service> = services.into_iter().map(service).collect();
-            (reference(ObjectKind::Service, namespace, name), Found::Services(services))
         }
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use coracle_cri::v1::{IdMapping, NamespaceMode, UserNamespace};
 use serde::{Deserialize, Serialize};
@@ -98,6 +98,8 @@ pub(super) struct UserNamespaces {
     handlers: BTreeSet<String>,
     /// None until the first pod asks: few nodes have one.
     table: Mutex<Option<Table>>,
+    /// Handlers that pods' RuntimeClasses name, by UID, until the pod has its ids.
+    named: Mutex<BTreeMap<String, String>>,
 }
 
 #[derive(Debug)]
@@ -109,17 +111,13 @@ struct Table {
 
 impl UserNamespaces {
     pub(super) fn new(pods_dir: PathBuf, handlers: BTreeSet<String>) -> Self {
-        Self { pods_dir, handlers, table: Mutex::new(None) }
+        Self { pods_dir, handlers, table: Mutex::new(None), named: Mutex::default() }
     }
 
     /// What the pod's sandbox and containers are told; `None` for a pod that has the host's users.
     pub(super) fn of_pod(&self, pod: &Pod) -> Result<Option<UserNamespace>, UserNamespaceError> {
         if pod.spec.host_users != Some(false) {
             return Ok(None);
-        }
-        let handler = pod.spec.runtime_class_name.clone().unwrap_or_default();
-        if !self.handlers.contains(&handler) {
-            return Err(UserNamespaceError::Runtime { handler });
         }
         let mut held = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let table = match &mut *held {
@@ -130,6 +128,7 @@ impl UserNamespaces {
         let first = match table.used.get(uid) {
             Some(first) => *first,
             None => {
+                self.check_handler(pod)?;
                 let first = table.free().ok_or(UserNamespaceError::Exhausted)?;
                 write(&self.pods_dir.join(uid), first)?;
                 table.used.insert(uid.to_owned(), first);
@@ -140,8 +139,27 @@ impl UserNamespaces {
         Ok(Some(UserNamespace { mode: NamespaceMode::Pod.into(), uids: ids.clone(), gids: ids }))
     }
 
+    /// The handler that the pod's RuntimeClass names.
+    pub(super) fn note_handler(&self, pod: &Pod, handler: &str) {
+        if pod.spec.host_users == Some(false) {
+            self.named().insert(pod.metadata.uid.to_string(), handler.to_owned());
+        }
+    }
+
+    fn named(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+        self.named.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the runtime can give the pod users of its own. One that has them was asked about before.
+    fn check_handler(&self, pod: &Pod) -> Result<(), UserNamespaceError> {
+        let named = self.named().get(&*pod.metadata.uid).cloned();
+        let handler = named.or_else(|| pod.spec.runtime_class_name.clone()).unwrap_or_default();
+        if self.handlers.contains(&handler) { Ok(()) } else { Err(UserNamespaceError::Runtime { handler }) }
+    }
+
     /// The pod's folder is gone.
     pub(super) fn release(&self, uid: &str) {
+        self.named().remove(uid);
         if let Some(table) = &mut *self.table.lock().unwrap_or_else(PoisonError::into_inner) {
             table.used.remove(uid);
         }
@@ -301,8 +319,9 @@ mod tests {
             told(json!({"hostUsers": false})),
             "can't set `spec.hostUsers: false`, runtime does not support user namespaces"
         );
+        none.note_handler(&pod("a", json!({"hostUsers": false})), "x");
         assert_eq!(
-            told(json!({"hostUsers": false, "runtimeClassName": "x"})),
+            told(json!({"hostUsers": false, "runtimeClassName": "a-class"})),
             "can't set `spec.hostUsers: false`, RuntimeClass handler \"x\" does not support user namespaces"
         );
     }

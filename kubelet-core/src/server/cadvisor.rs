@@ -19,9 +19,12 @@ use crate::pod_cgroup::{self, CgroupPlace};
 /// One family: name, help, kind.
 type Family = (&'static str, &'static str, &'static str);
 
+/// Labels and value of one sample.
+type Measure = (Vec<(&'static str, String)>, f64);
+
 /// Samples by family, in the order of first use.
 #[derive(Default)]
-struct Table(Vec<(Family, Vec<(Vec<(&'static str, String)>, f64)>)>);
+struct Table(Vec<(Family, Vec<Measure>)>);
 
 impl Table {
     fn add(&mut self, family: Family, labels: &Labels<'_>, more: &[(&'static str, &str)], value: f64) {
@@ -83,6 +86,13 @@ impl Labels<'_> {
 
 const CPU: Family =
     ("container_cpu_usage_seconds_total", "Cumulative cpu time consumed in seconds.", "counter");
+const USER: Family =
+    ("container_cpu_user_seconds_total", "Cumulative user cpu time consumed in seconds.", "counter");
+const SYSTEM: Family =
+    ("container_cpu_system_seconds_total", "Cumulative system cpu time consumed in seconds.", "counter");
+const MAPPED: Family = ("container_memory_mapped_file", "Size of memory mapped files in bytes.", "gauge");
+const OOM: Family =
+    ("container_oom_events_total", "Count of out of memory events observed for the container", "counter");
 const WORKING_SET: Family = ("container_memory_working_set_bytes", "Current working set in bytes.", "gauge");
 const USAGE: Family = (
     "container_memory_usage_bytes",
@@ -262,6 +272,7 @@ fn of_container(
         table.add(FS_USAGE, labels, &[("device", device)], used);
     }
     throttling(table, labels, folders);
+    modes(table, labels, folders);
     page_cache(table, labels, folders);
     traffic(table, labels, folders);
     limits(table, labels, pod);
@@ -298,10 +309,30 @@ fn throttling(table: &mut Table, labels: &Labels<'_>, folders: &[PathBuf]) {
     }
 }
 
+/// Processor time by who used it.
+fn modes(table: &mut Table, labels: &Labels<'_>, folders: &[PathBuf]) {
+    // cgroup v2 counts microseconds, v1 hundredths of a second.
+    let unified = first_file(folders, "cpu.stat").unwrap_or_default();
+    let apart = first_file(folders, "cpuacct.stat").unwrap_or_default();
+    for (family, name) in [(USER, "user"), (SYSTEM, "system")] {
+        let seconds = number(&unified, &format!("{name}_usec")).map(|time| float(time) / 1e6);
+        if let Some(seconds) = seconds.or_else(|| number(&apart, name).map(|time| float(time) / 100.0)) {
+            table.add(family, labels, &[], seconds);
+        }
+    }
+}
+
 fn page_cache(table: &mut Table, labels: &Labels<'_>, folders: &[PathBuf]) {
     let Some(text) = first_file(folders, "memory.stat") else { return };
     if let Some(bytes) = number(&text, "total_cache").or_else(|| number(&text, "file")) {
         table.add(CACHE, labels, &[], float(bytes));
+    }
+    if let Some(bytes) = number(&text, "total_mapped_file").or_else(|| number(&text, "file_mapped")) {
+        table.add(MAPPED, labels, &[], float(bytes));
+    }
+    let events = first_file(folders, "memory.events").or_else(|| first_file(folders, "memory.oom_control"));
+    if let Some(kills) = events.and_then(|text| number(&text, "oom_kill")) {
+        table.add(OOM, labels, &[], float(kills));
     }
 }
 
