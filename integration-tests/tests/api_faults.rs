@@ -111,6 +111,8 @@ fn assert_bounded(name: &str, requests: &[Seen], length: Duration) {
     println!("{name}: asked most often: {:?}", &most[..most.len().min(4)]);
     let bound = length.as_secs() as usize + 6;
     for (request, count) in counts {
+        // Events and tokens are a request each, several for every pod that comes or goes.
+        let bound = if request.starts_with("POST") { bound * 4 } else { bound };
         assert!(count <= bound, "{name}: {count} times {request} in {length:?}");
     }
 }

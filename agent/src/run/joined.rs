@@ -144,11 +144,24 @@ async fn hand_on(
 }
 
 /// What admission and mirrors read of a Node; the rest changes with every report.
-fn bears_on_pods(
-    node: &Node,
-) -> (&str, &BTreeMap<String, String>, &[Taint], &ResourceList, Vec<(&str, &str)>) {
-    let conditions = node.status.conditions.iter().map(|c| (c.r#type.as_str(), c.status.as_str())).collect();
-    (&node.metadata.uid, &node.metadata.labels, &node.spec.taints, &node.status.allocatable, conditions)
+#[derive(PartialEq)]
+struct Bearing<'a> {
+    uid: &'a str,
+    labels: &'a BTreeMap<String, String>,
+    taints: &'a [Taint],
+    allocatable: &'a ResourceList,
+    /// Types and statuses of its conditions.
+    conditions: Vec<(&'a str, &'a str)>,
+}
+
+fn bears_on_pods(node: &Node) -> Bearing<'_> {
+    Bearing {
+        uid: &node.metadata.uid,
+        labels: &node.metadata.labels,
+        taints: &node.spec.taints,
+        allocatable: &node.status.allocatable,
+        conditions: node.status.conditions.iter().map(|c| (c.r#type.as_str(), c.status.as_str())).collect(),
+    }
 }
 
 /// What the serving certificate vouches for.
