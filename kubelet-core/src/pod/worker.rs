@@ -20,7 +20,7 @@ use crate::backoff::{Backoff, BackoffPolicy};
 use crate::events::{EventType, container_field_path};
 use crate::pod::edges::Node;
 use crate::pod::execute::{Execution, Halt, Outcome, Progress, Reporter, go_error};
-use crate::pod::observation::Observation;
+use crate::pod::observation::{ContainerPhase, Observation};
 use crate::pod::observe::Observer;
 use crate::pod::plan::{self, BackoffKey, ContainerKind, Plan};
 use crate::pod::restart;
@@ -390,6 +390,7 @@ impl Worker {
 
     /// Carries a plan out while status and probes go on.
     async fn carry_out(&mut self, plan: Plan) {
+        let replaces = !plan.kill.is_empty();
         let (halt, halted) = watch::channel(false);
         let (progress, mut news) = mpsc::unbounded_channel();
         let execution = Execution {
@@ -408,7 +409,9 @@ impl Worker {
                 outcome = &mut execution => break outcome,
                 // Receivers, a notify and a watch lose nothing when another arm comes first.
                 Some(progress) = news.recv() => self.apply(progress).await,
-                () = bell.rung() => self.look_and_report().await,
+                () = bell.rung() => if !replaces {
+                    self.look_amid().await;
+                },
                 Some(report) = self.probe_reports.recv() => self.apply_probe(&report),
                 Ok(()) = self.desired.changed() => {
                     if self.take_desired() != Goal::Run {
@@ -426,6 +429,15 @@ impl Worker {
             }
             Outcome::Retry => {}
             Outcome::Done => self.retries.reset(&String::new()),
+        }
+    }
+
+    /// Tells what the runtime told while a plan is carried out. As with a kubelet, whose statuses are made before it
+    /// acts, people see a container that is replaced before and after, and one that is made when it has started.
+    async fn look_amid(&mut self) {
+        if self.look().await.is_ok() {
+            self.observed.containers.retain(|container| container.phase != ContainerPhase::Created);
+            self.report(false);
         }
     }
 

@@ -20,6 +20,8 @@ use crate::{artifacts, process, setup};
 const MEBIBYTES: &str = "200";
 const CUTS: &str = "20";
 const ROUNDS: usize = 3;
+/// What starting needed is no part of a pull: both come to rest first.
+const REST: Duration = Duration::from_secs(15);
 
 /// Runs the bench on this machine.
 pub(crate) fn run() -> Result<()> {
@@ -57,9 +59,11 @@ pub(crate) fn run() -> Result<()> {
     let (mut ours, mut theirs) = (Side::default(), Side::default());
     for _ in 0..ROUNDS {
         let node = start()?;
+        std::thread::sleep(REST);
         ours.add(watch(&[node.agent_pid()], || node.ask(&["images", "pull", &image]))?);
         node.stop()?;
         let containerd = Containerd::start(&folder)?;
+        std::thread::sleep(REST);
         let pull =
             || process::output(Command::new(tools.join("cri_pull")).args([&containerd.endpoint(), &image]));
         theirs.add(watch(&[containerd.child.id()], pull)?);
@@ -225,8 +229,6 @@ impl Containerd {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        // Its plugins go on loading after the socket is there.
-        std::thread::sleep(Duration::from_secs(1));
         Ok(Self { child, folder })
     }
 
