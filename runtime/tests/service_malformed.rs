@@ -2,6 +2,7 @@
 //!
 //! The test executes itself again inside a mount and a network namespace of its own. `$CORACLE_TEST_MALFORMED` sets
 //! how many requests are sent, `$CORACLE_TEST_SEED` repeats a run.
+#![allow(clippy::print_stdout, reason = "the seed of a run is printed")]
 #![allow(clippy::unwrap_used, reason = "tests say what they expect with unwrap")]
 
 #[path = "service_malformed/client.rs"]

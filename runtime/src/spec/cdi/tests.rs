@@ -44,9 +44,8 @@ fn null() -> HashMap<PathBuf, NodeFacts> {
 
 #[test]
 fn devices_are_asked_for_by_field_and_by_annotation() {
-    let mut config = v1::ContainerConfig::default();
-    config.cdi_devices =
-        ["v.com/c=a", "v.com/c=a", "v.com/c=b"].map(|name| v1::CdiDevice { name: name.into() }).into();
+    let cdi_devices = ["v.com/c=a", "v.com/c=a", "v.com/c=b"].map(|name| v1::CdiDevice { name: name.into() });
+    let mut config = v1::ContainerConfig { cdi_devices: cdi_devices.into(), ..Default::default() };
     config.annotations.insert("cdi.k8s.io/x".into(), "v.com/c=b,v.com/c=d".into());
     config.annotations.insert("other/x".into(), "nonsense".into());
     assert_eq!(requested(&config).unwrap(), ["v.com/c=a", "v.com/c=b", "v.com/c=d"]);
