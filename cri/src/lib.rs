@@ -56,6 +56,7 @@ mod calls;
 pub mod client;
 #[cfg(feature = "client")]
 mod deadline;
+mod error;
 mod redact;
 #[cfg(feature = "server")]
 pub mod server;
@@ -71,6 +72,7 @@ pub mod v1 {
 
 #[cfg(feature = "client")]
 pub use deadline::Deadlines;
+pub use error::bounded;
 pub use service::{ImageService, RuntimeService, Stream};
 pub use tonic::{Code, Status};
 

@@ -26,6 +26,7 @@ use tonic::{Request, Response, Status};
 
 use crate::MAX_MESSAGE;
 use crate::calls::{image_calls, runtime_calls};
+use crate::error::bounded;
 use crate::service::{ImageService, RuntimeService, Stream};
 use crate::v1::image_service_server::{self, ImageServiceServer};
 use crate::v1::runtime_service_server::{self, RuntimeServiceServer};
@@ -36,9 +37,6 @@ pub const DRAIN: Duration = Duration::from_secs(10);
 
 /// How long connections may take to close once every call on them is dropped. Past it the peer does not read.
 const GOODBYE: Duration = Duration::from_secs(1);
-
-/// The longest message of an error, in bytes; in a header each may take three, and a client takes 16 KiB of headers.
-const LONGEST_ERROR: usize = 4096;
 
 /// A socket that cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -253,24 +251,6 @@ impl<S: ?Sized> Adapter<S> {
     }
 }
 
-/// An error whose message fits into a header: a longer one would end the whole connection, with everybody's calls.
-fn bounded(status: Status) -> Status {
-    let message = status.message();
-    if message.len() <= LONGEST_ERROR {
-        return status;
-    }
-    // What failed is named at the beginning, and why at the end.
-    let (head, tail) = (LONGEST_ERROR / 2, message.len() - LONGEST_ERROR / 4);
-    let (head, tail) = (message.floor_char_boundary(head), message.ceil_char_boundary(tail));
-    let short = format!("{}… ({} bytes) …{}", &message[..head], message.len(), &message[tail..]);
-    Status::with_details_and_metadata(
-        status.code(),
-        short,
-        bytes::Bytes::copy_from_slice(status.details()),
-        status.metadata().clone(),
-    )
-}
-
 /// Waits for `end` or what comes after it.
 async fn ended(phase: &mut watch::Receiver<Phase>, end: Phase) {
     // An error means that the server is gone altogether.
@@ -345,21 +325,5 @@ where
         }
         let refusal = bounded(Status::unimplemented(format!("unknown service {service}"))).into_http();
         Box::pin(async { Ok(refusal) })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tonic::Code;
-
-    #[test]
-    fn a_long_message_keeps_its_beginning_and_its_end() {
-        let short = bounded(Status::not_found("no image"));
-        assert_eq!(short.message(), "no image");
-        let long = bounded(Status::not_found(format!("image {}: no such host", "é".repeat(50_000))));
-        assert_eq!(long.code(), Code::NotFound);
-        assert!(long.message().starts_with("image é") && long.message().ends_with("é: no such host"));
-        assert!(long.message().len() <= LONGEST_ERROR);
     }
 }

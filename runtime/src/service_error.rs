@@ -139,6 +139,7 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 
 impl From<ServiceError> for Status {
     fn from(error: ServiceError) -> Status {
-        Status::new(error.code(), chain(&error))
+        // What an image or a request holds is quoted, and may be long.
+        coracle_cri::bounded(Status::new(error.code(), chain(&error)))
     }
 }

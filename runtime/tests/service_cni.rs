@@ -147,8 +147,10 @@ async fn a_failed_network_leaves_nothing_and_status_names_what_is_missing() {
     for path in service_support::entries(&node.state().join("cni/results")) {
         fs::remove_file(path).unwrap();
     }
-    for path in service_support::entries(&node.state().join("sandboxes")) {
-        fs::remove_dir_all(path).unwrap();
+    // Without that record there is nothing to undo, and the pod that failed can be removed as any other.
+    let listed = node.runtime().list_pod_sandbox(ListPodSandboxRequest::default()).await.unwrap();
+    for failed in listed.items {
+        node.remove_sandbox(&failed.id).await;
     }
     node.finish().await;
 }
