@@ -118,16 +118,6 @@ pub enum JoinError {
         /// Its clock.
         server: String,
     },
-    /// The credentials have ended.
-    #[error(
-        "the certificate of this node ended at {not_after}, and the clock says {now}: set the clock if it is wrong; otherwise join again with a new token"
-    )]
-    Ended {
-        /// The certificate's end.
-        not_after: String,
-        /// The clock.
-        now: String,
-    },
     /// Nobody approved in time.
     #[error("nobody has approved the certificate request within {seconds} s: kubectl get csr")]
     NotApproved {

@@ -3,23 +3,21 @@
 //! | task | owns | hears by | tells by |
 //! |---|---|---|---|
 //! | reload | what was read last | inotify of the folders of all files in use, a bell | `watch` of [`Access`], of the CA, of the client certificate |
-//! | renewal | the client certificate's successor | `watch` of the client certificate, a timer of wall time | the file, the reload bell |
+//! | renewal | the client certificate's successor, by a new join where it has ended | `watch` of the client certificate, a timer of wall time | the file, the reload bell |
 //! | serving | the serving certificate | `watch` of addresses, a timer of wall time | [`ServingCertificate`] |
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use coracle_cluster::{Access, Cluster};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-use crate::clock::show;
 use crate::credentials::{Files, Loaded};
 use crate::error::JoinError;
 use crate::join::{JoinConfig, Source, join};
 use crate::serving::{Serving, ServingCertificate};
 use crate::x509::{Certificate, SubjectName};
-use crate::{reload, renewal, serving};
+use crate::{reload, renewal, serving, validity};
 
 /// What a running node needs.
 #[derive(Clone, Debug)]
@@ -43,8 +41,9 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Reads the credentials that are held, or joins first if there are none that count. Does not ask the cluster if
-    /// there are: a node starts without its API server.
+    /// Reads the credentials that are held, or joins first if there are none. Does not ask the cluster if there are,
+    /// and does not mind the clock: a node starts without its API server, in 1970 and after its certificate's end too,
+    /// so that its pods run. What is wrong is told, and mended when the API server answers.
     pub async fn start(config: IdentityConfig) -> Result<Self, JoinError> {
         let files = config.join.files();
         let loaded = match held(&config.join, &files)? {
@@ -63,10 +62,13 @@ impl Identity {
         if loaded.is_node(&config.join.node_name) {
             tasks.spawn(renewal::run(renewal::Renewal {
                 cluster: cluster.clone(),
+                join: config.join.clone(),
                 files: files.clone(),
                 client: client.clone(),
                 bell: bell.clone(),
             }));
+        } else if let Some(leaf) = &loaded.leaf {
+            validity::of(leaf, config.join.clock.now()).tell(leaf, &config.join);
         }
         let (task, serving) =
             serving::start(config.serving, config.addresses, cluster.clone(), files.clone())?;
@@ -102,43 +104,22 @@ impl Identity {
     }
 }
 
-/// Credentials that are there and count; `None` if joining is called for.
+/// Credentials that are there; `None` if joining is called for.
 fn held(config: &JoinConfig, files: &Files) -> Result<Option<Loaded>, JoinError> {
-    let may_join = matches!(config.source, Source::Token { .. } | Source::BootstrapKubeconfig(_));
+    let may_join = config.source.may_join();
     if !files.kubeconfig.exists() && !matches!(config.source, Source::Kubeconfig(_)) {
         let path = files.kubeconfig.clone();
         return if may_join { Ok(None) } else { Err(JoinError::NotJoined { path }) };
     }
-    let loaded = match files.load() {
-        Ok(loaded) => loaded,
+    match files.load() {
+        Ok(loaded) => Ok(Some(loaded)),
         Err(error) if may_join => {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "held credentials cannot be read; joining again"
             );
-            return Ok(None);
+            Ok(None)
         }
-        Err(error) => return Err(error.into()),
-    };
-    let now = config.clock.now();
-    let Some(leaf) = &loaded.leaf else { return Ok(Some(loaded)) };
-    if now < leaf.not_before {
-        warn_clock(now, leaf);
-    } else if now >= leaf.not_after {
-        let (not_after, now) = (show(leaf.not_after), show(now));
-        if may_join {
-            tracing::warn!(%not_after, %now, "the node's certificate has ended; joining again");
-            return Ok(None);
-        }
-        return Err(JoinError::Ended { not_after, now });
+        Err(error) => Err(error.into()),
     }
-    Ok(Some(loaded))
-}
-
-/// Such a node starts all the same: its pods run, and clocks are often set a moment later.
-fn warn_clock(now: SystemTime, leaf: &Certificate) {
-    let (now, not_before) = (show(now), show(leaf.not_before));
-    tracing::error!(
-        "the clock says {now}, before the node's certificate begins to count at {not_before}: set the clock (NTP)"
-    );
 }

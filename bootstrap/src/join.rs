@@ -39,6 +39,13 @@ pub enum Source {
     Held,
 }
 
+impl Source {
+    /// Whether new credentials can be had by it.
+    pub(crate) fn may_join(&self) -> bool {
+        matches!(self, Self::Token { .. } | Self::BootstrapKubeconfig(_))
+    }
+}
+
 /// How to join, and as whom.
 #[derive(Clone, Debug)]
 pub struct JoinConfig {
@@ -124,7 +131,10 @@ async fn enroll(
 ) -> Result<(), JoinError> {
     let servers = access.servers.clone();
     let cluster = Cluster::with(access);
-    check_name(config, &cluster).await?;
+    // A machine with credentials of this name, ended though they may be, is that node.
+    if !config.files().load().is_ok_and(|held| held.is_node(&config.node_name)) {
+        check_name(config, &cluster).await?;
+    }
     check_clock(config, &cluster)?;
     let store = config.store();
     let request = Request {

@@ -60,6 +60,7 @@ mod tests;
 mod timer;
 mod tls;
 mod token;
+mod validity;
 mod x509;
 
 pub use clock::WallClock;

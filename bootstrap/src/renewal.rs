@@ -1,4 +1,4 @@
-//! Renews the client certificate between 70 and 90 % of its life. One task.
+//! Renews the client certificate between 70 and 90 % of its life; joins again where it has ended. One task.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -8,15 +8,22 @@ use tokio::sync::{Notify, watch};
 
 use crate::credentials::Files;
 use crate::csr::{CLIENT_SIGNER, CLIENT_USAGES, CsrError, Request};
+use crate::error::JoinError;
+use crate::join::{JoinConfig, join};
 use crate::key::random;
 use crate::timer;
+use crate::validity::{self, Validity};
 use crate::x509::{Certificate, Subject};
 
 /// Pauses between failed tries.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+/// Further than any wait: a timer of so much wakes only when the clock is set.
+const FAR: Duration = Duration::from_secs(10 * 365 * 86400);
 
 pub(crate) struct Renewal {
     pub(crate) cluster: Cluster,
+    /// How to join again.
+    pub(crate) join: JoinConfig,
     pub(crate) files: Files,
     pub(crate) client: watch::Receiver<Option<Certificate>>,
     pub(crate) bell: Arc<Notify>,
@@ -29,37 +36,63 @@ pub(crate) fn deadline(certificate: &Certificate) -> SystemTime {
 }
 
 pub(crate) async fn run(mut renewal: Renewal) {
+    let mut due: Option<(Certificate, SystemTime)> = None;
+    let mut told = Validity::Counts;
     loop {
         let Some(certificate) = renewal.client.borrow_and_update().clone() else { return };
-        let deadline = deadline(&certificate);
-        tracing::debug!(at = crate::clock::show(deadline), "the client certificate is to be renewed");
-        while renewal.files.clock.now() < deadline {
-            tokio::select! {
-                // Both arms are cancel-safe: they only wait for what stays noted.
-                () = timer::wait_until(deadline) => {}
-                changed = renewal.client.changed() => match changed {
-                    Ok(()) => break,
-                    Err(_) => return,
-                },
-            }
+        let now = renewal.files.clock.now();
+        let validity = validity::of(&certificate, now);
+        if std::mem::replace(&mut told, validity) != validity {
+            validity.tell(&certificate, &renewal.join);
         }
-        // Somebody else may have put another certificate there.
-        if renewal.client.borrow().as_ref() != Some(&certificate) {
-            continue;
-        }
-        if renewal.renew().await.is_err() {
+        let deadline = match &due {
+            Some((of, deadline)) if *of == certificate => *deadline,
+            _ => due.insert((certificate.clone(), deadline(&certificate))).1,
+        };
+        // A clock that is set ends every wait: what is due, and whether the certificate counts, is looked at anew.
+        let (mut replaced, renew) = (renewal.client.clone(), renewal.renew(validity));
+        let lives = tokio::select! {
+            // All arms are cancel-safe: a join and a request are found again by their names, the rest stays noted.
+            () = timer::wait_until(deadline), if now < deadline => true,
+            () = timer::wait_until(now + FAR), if validity == Validity::Ended => true,
+            changed = replaced.changed() => changed.is_ok(),
+            () = renew, if now >= deadline => renewal.client.changed().await.is_ok(),
+        };
+        if !lives {
             return;
         }
     }
 }
 
 impl Renewal {
-    /// Tries until there is a new certificate and it is in use. Fails only when nobody listens any more.
-    async fn renew(&mut self) -> Result<(), watch::error::RecvError> {
-        let store = self.files.store.clone();
+    /// Tries until there is a new certificate, and rings for it to be used.
+    async fn renew(&self, validity: Validity) {
+        if validity == Validity::Ended && self.join.source.may_join() {
+            self.join_again().await;
+        } else {
+            self.request().await;
+        }
+        self.bell.notify_one();
+    }
+
+    /// An API server knows nobody by a certificate that has ended.
+    async fn join_again(&self) {
+        let mut pause = PAUSES.0;
+        let mut told: Option<std::mem::Discriminant<JoinError>> = None;
+        while let Err(error) = join(&self.join).await {
+            let kind = std::mem::discriminant(&error);
+            if told.replace(kind) != Some(kind) {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the node cannot join again yet");
+            }
+            wait(&mut pause).await;
+        }
+    }
+
+    async fn request(&self) {
+        let store = &self.files.store;
         let request = Request {
             cluster: &self.cluster,
-            store: &store,
+            store,
             clock: &self.files.clock,
             of: "kubelet-client",
             signer: CLIENT_SIGNER,
@@ -74,16 +107,20 @@ impl Renewal {
                 error = &error as &dyn std::error::Error,
                 "the new client certificate cannot be kept"
             );
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(PAUSES.1);
+            wait(&mut pause).await;
         }
         tracing::info!(
             until = crate::clock::show(issued.certificate.not_after),
             "the client certificate is renewed"
         );
-        self.bell.notify_one();
-        self.client.changed().await
     }
+}
+
+/// Between a half and the whole of a pause that doubles.
+async fn wait(pause: &mut Duration) {
+    let jitter = f64::from(random()[0]) / 510.0;
+    tokio::time::sleep(pause.mul_f64(0.5 + jitter)).await;
+    *pause = (*pause * 2).min(PAUSES.1);
 }
 
 /// Asks until there is a certificate; failures are told once, and once more when it works again by success.
@@ -102,10 +139,7 @@ pub(crate) async fn persist(request: &Request<'_>) -> crate::csr::Issued {
                         request.signer
                     );
                 }
-                // Between a half and the whole of a doubling pause.
-                let jitter = f64::from(random()[0]) / 510.0;
-                tokio::time::sleep(pause.mul_f64(0.5 + jitter)).await;
-                pause = (pause * 2).min(PAUSES.1);
+                wait(&mut pause).await;
             }
         }
     }

@@ -113,7 +113,8 @@ fn pods_outlive_the_api_server_and_a_rollout_goes_on() {
     rollouts.delete("web");
 }
 
-/// As a reboot leaves a machine with no network: nothing runs, /run is empty, and no API server answers.
+/// As a reboot leaves a machine with no network: nothing runs, /run is empty, and no API server answers. It was off for
+/// long: the certificate that it holds has ended.
 #[test]
 fn pods_start_again_after_a_reboot_without_the_api_server() {
     let rollouts = Rollouts::start("offline-reboot");
@@ -148,6 +149,9 @@ fn pods_start_again_after_a_reboot_without_the_api_server() {
     rollouts.cluster.wait("the pods are kept", LIMIT, is_kept, shown).unwrap();
 
     rollouts.cluster.kill_api_server().unwrap();
+    let certificate = machine.folder.join("lib/coracle/pki/kubelet-client.pem");
+    let ended = ended_certificate();
+    std::fs::write(&certificate, &ended).unwrap();
     reboot(machine);
     let said = || machine.last_words(SERVICE, 40);
     let runs = |_: &_| {
@@ -158,15 +162,30 @@ fn pods_start_again_after_a_reboot_without_the_api_server() {
     println!("without the API server {} pods ran {time:?} after the agent's start", before.len());
     let running = rollouts.running();
     assert!(running.iter().all(|(uid, id)| before[uid] != *id), "nothing survives a reboot");
+    let told = std::fs::read_to_string(machine.log_of(SERVICE)).unwrap();
+    assert_eq!(told.matches("the node's certificate ended at 2020-01-02T00:00:00Z").count(), 1, "{told}");
 
     rollouts.cluster.start_api_server().unwrap();
     rollouts.settle("web", "the API server knows them");
     rollouts.agreement("web", "after the reboot");
+    assert_ne!(std::fs::read_to_string(&certificate).unwrap(), ended, "it joined again");
     assert_eq!(rollouts.told("web").unwrap(), running, "the same pods, and not started once more");
     let done = rollouts.cluster.api.get("/api/v1/namespaces/default/pods/done").unwrap();
     assert_eq!(done["status"]["phase"], "Succeeded", "{done:#}");
     rollouts.cluster.api.delete("/api/v1/namespaces/default/pods/done").unwrap();
     rollouts.delete("web");
+}
+
+/// A client certificate of the node whose time is over, with its key.
+fn ended_certificate() -> String {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    parameters.distinguished_name = rcgen::DistinguishedName::new();
+    parameters.distinguished_name.push(rcgen::DnType::OrganizationName, "system:nodes");
+    parameters.distinguished_name.push(rcgen::DnType::CommonName, format!("system:node:{NODE}"));
+    parameters.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    parameters.not_after = rcgen::date_time_ymd(2020, 1, 2);
+    format!("{}{}", parameters.self_signed(&key).unwrap().pem(), key.serialize_pem())
 }
 
 /// Ends everything that belongs to the node's service and its pods, empties what does not outlive a boot, and starts

@@ -198,7 +198,7 @@ async fn a_node_kubeconfig_is_renewed_into_the_own_folder() {
 }
 
 #[tokio::test]
-async fn a_node_without_credentials_or_with_ended_ones_says_so() {
+async fn a_node_starts_with_the_credentials_it_holds_whatever_the_clock_says() {
     let site = Site::new().await;
     let (_sender, start) = config(&site, Source::Held, Serving::SelfSigned);
     let error = Identity::start(start.clone()).await.err().unwrap();
@@ -206,20 +206,42 @@ async fn a_node_without_credentials_or_with_ended_ones_says_so() {
     join(&site.config()).await.unwrap();
     let mut late = start.clone();
     late.join.clock = WallClock::new(|| SystemTime::now() + Duration::from_secs(10 * 86400));
-    let error = Identity::start(late).await.err().unwrap();
-    assert!(matches!(error, JoinError::Ended { .. }), "{error:?}");
-    // In 1970 it starts all the same: its pods are to run.
+    Identity::start(late).await.unwrap();
+    // In 1970 too: its pods are to run.
     let mut early = start.clone();
     early.join.clock = WallClock::new(|| SystemTime::UNIX_EPOCH);
     let identity = Identity::start(early).await.unwrap();
     let error = identity.cluster().list::<Pod>(&Scope::all()).await.err().unwrap();
     assert!(told(&error).contains("set the clock"), "{}", told(&error));
-    // With a token at hand it joins again.
-    let ended = site.authority.client("system:node:edge-1", SystemTime::now() - Duration::from_secs(60));
-    std::fs::write(site.path("pki/kubelet-client.pem"), ended).unwrap();
-    let (_sender, again) = config(&site, site.config().source, Serving::SelfSigned);
-    let identity = Identity::start(again).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_node_whose_certificate_has_ended_joins_again_with_a_token_once_the_cluster_answers() {
+    use coracle_cluster::testing::{Fault, Rule};
+    let site = Site::new().await;
+    join(&site.config()).await.unwrap();
+    let end = SystemTime::now() - Duration::from_secs(60);
+    std::fs::write(site.path("pki/kubelet-client.pem"), site.authority.client("system:node:edge-1", end))
+        .unwrap();
+    site.api.add_rule(Rule::all(Fault::Close));
+    let (_sender, start) = config(&site, site.config().source, Serving::SelfSigned);
+    let identity = within(Identity::start(start)).await.unwrap();
+    let mut client = identity.client_certificate();
+    assert_eq!(client.borrow().as_ref().unwrap().not_after, whole_seconds(end));
+    // As the cluster knows it from a moment ago.
+    let ready = json!({"conditions": [{"type": "Ready", "status": "True"}]});
+    site.api.put("/api/v1/nodes", json!({"metadata": {"name": "edge-1"}, "status": ready}));
+    site.api.clear_rules();
+    within(client.wait_for(|now| now.as_ref().is_some_and(|now| now.not_after > SystemTime::now())))
+        .await
+        .unwrap();
     let _ = identity.cluster().list::<Pod>(&Scope::all()).await.unwrap();
+}
+
+/// As certificates write it.
+fn whole_seconds(at: SystemTime) -> SystemTime {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs())
 }
 
 #[tokio::test]
