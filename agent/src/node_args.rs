@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use coracle_kubelet_core::node::pressure::{EvictionFlagError, EvictionPolicy, parse_thresholds};
 
 /// Who decides what a known client of the kubelet API may.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -13,6 +14,52 @@ pub(crate) enum AuthorizationMode {
     Webhook,
     /// Whoever is known may everything
     AlwaysAllow,
+}
+
+/// When pods are ended because the node runs short.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct EvictionArgs {
+    /// Below these the node is under pressure, and pods are ended at once
+    #[arg(
+        long,
+        value_name = "SIGNALS",
+        default_value = "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,imagefs.available<15%,imagefs.inodesFree<5%"
+    )]
+    pub eviction_hard: String,
+
+    /// Below these the node is under pressure, and pods are ended once that lasted: memory.available<300Mi,…
+    #[arg(long, value_name = "SIGNALS", default_value = "")]
+    pub eviction_soft: String,
+
+    /// How long a signal of --eviction-soft may be low: memory.available=1m30s,…
+    #[arg(long, value_name = "TIMES", default_value = "")]
+    pub eviction_soft_grace_period: String,
+
+    /// Most seconds that a pod has to end because of --eviction-soft; negative for its own grace period
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, allow_negative_numbers = true)]
+    pub eviction_max_pod_grace_period: i64,
+
+    /// How much above its limit a signal has to rise once pods were ended for it: imagefs.available=2Gi,…
+    #[arg(long, value_name = "AMOUNTS", default_value = "")]
+    pub eviction_minimum_reclaim: String,
+
+    /// How long a condition outlasts the pressure
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = crate::args::duration)]
+    pub eviction_pressure_transition_period: Duration,
+}
+
+impl EvictionArgs {
+    pub(crate) fn policy(&self) -> Result<EvictionPolicy, EvictionFlagError> {
+        let thresholds = parse_thresholds(
+            &self.eviction_hard,
+            &self.eviction_soft,
+            &self.eviction_soft_grace_period,
+            &self.eviction_minimum_reclaim,
+        )?;
+        let transition_period = self.eviction_pressure_transition_period;
+        let max_pod_grace_seconds = self.eviction_max_pod_grace_period;
+        Ok(EvictionPolicy { thresholds, transition_period, max_pod_grace_seconds })
+    }
 }
 
 /// Flags that matter once the node has joined a cluster.
@@ -50,13 +97,8 @@ pub(crate) struct NodeArgs {
     #[arg(long, value_name = "RESOURCES", default_value = "")]
     pub system_reserved: String,
 
-    /// Below these the node is under pressure
-    #[arg(
-        long,
-        value_name = "SIGNALS",
-        default_value = "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,imagefs.available<15%,imagefs.inodesFree<5%"
-    )]
-    pub eviction_hard: String,
+    #[command(flatten)]
+    pub eviction: EvictionArgs,
 
     /// Keep the cluster's pods and what they refer to, Secrets too, in DATA_DIR/agent/pods.json (mode 0600), so that
     /// they start again after a reboot with no API server in reach

@@ -569,6 +569,74 @@ fn a_node_that_runs_short_evicts_in_the_kubelets_order() {
     cluster.down().unwrap();
 }
 
+/// A disk that is short is told at once; pods end for it when it has been so for the time that was given, and nothing of
+/// the node's own goes with them.
+#[test]
+fn a_node_whose_disk_is_short_evicts_after_the_grace_period() {
+    let executables = Executables::of_this_build();
+    images::write(&Peers::new(), Set::Basic, Some(&executables.example)).unwrap();
+    let mut cluster = Cluster::start(&Options::of_test("short-disk")).unwrap();
+    let flags =
+        ["soft=nodefs.available<1%", "soft-grace-period=nodefs.available=30s", "max-pod-grace-period=5"];
+    let flags = flags.map(|flag| format!("--eviction-{flag}")).to_vec();
+    cluster.add_node("ours", &Kind::Coracle { executables, flags }).unwrap();
+    for (name, arguments) in [("pours", vec!["pour", "/poured", "20"]), ("idles", vec!["sleep"])] {
+        let spec = json!({"nodeName": "ours", "hostNetwork": true, "containers": [container(json!({"args": arguments}))]});
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec});
+        cluster.api.create(PODS, &pod).unwrap();
+    }
+    let of =
+        |api: &coracle_integration_tests::cluster::api::Api, name: &str| api.get(&format!("{PODS}/{name}"));
+    let shown = || cluster.node("ours").unwrap().last_words();
+    let both = |api: &coracle_integration_tests::cluster::api::Api| {
+        Ok(is_ready(&of(api, "pours")?) && is_ready(&of(api, "idles")?))
+    };
+    cluster.wait("both run", LIMIT, both, shown).unwrap();
+    let machine = &cluster.node("ours").unwrap().machine;
+    let own = ["pki/kubeconfig", "pki/ca.crt", "pki/kubelet-client.pem", "agent/pod-cidrs"];
+    let read = || own.map(|name| std::fs::read(machine.folder.join("lib/coracle").join(name)).unwrap());
+    let before = read();
+    machine.kill_service("coracle").unwrap();
+    let command =
+        "sed -i 's/soft=nodefs.available<1%/soft=nodefs.available<99%/' /run/services/coracle.command";
+    machine.run(&["bash", "-c", command]).unwrap();
+    machine.start_service_again("coracle").unwrap();
+
+    let is_told = |api: &coracle_integration_tests::cluster::api::Api| {
+        let node = api.get("/api/v1/nodes/ours")?;
+        let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        Ok(conditions.iter().any(|c| c["type"] == "DiskPressure" && c["status"] == "True"))
+    };
+    cluster.wait("the pressure is told", LIMIT, is_told, shown).unwrap();
+    assert!(is_ready(&of(&cluster.api, "pours").unwrap()), "ended before its time");
+    let are_gone = |api: &coracle_integration_tests::cluster::api::Api| {
+        let is_gone = |name| Ok::<_, anyhow::Error>(of(api, name)?["status"]["reason"] == "Evicted");
+        Ok(is_gone("pours")? && is_gone("idles")?)
+    };
+    cluster.wait("both are gone", LIMIT, are_gone, shown).unwrap();
+    let ended = |name: &str| {
+        let container = of(&cluster.api, name).unwrap()["status"]["containerStatuses"][0].clone();
+        container["state"]["terminated"]["finishedAt"].as_str().unwrap().to_owned()
+    };
+    // Each has five seconds to end, and the other is begun with after that.
+    assert!(ended("pours") < ended("idles"), "the one that takes more goes first");
+    let status = of(&cluster.api, "pours").unwrap()["status"].clone();
+    let message = status["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("The node was low on resource: ephemeral-storage. Threshold quantity: ")
+            && message.contains(". Container main was using ")
+            && message.ends_with(", request is 0, has larger consumption of ephemeral-storage. "),
+        "{message}"
+    );
+    let target =
+        status["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "DisruptionTarget").unwrap();
+    assert_eq!((&target["reason"], &target["message"]), (&json!("TerminationByKubelet"), &status["message"]));
+    let events = cluster.ask(&["get", "events", "-A"]).unwrap();
+    assert!(events.contains("Attempting to reclaim ephemeral-storage"), "{events}");
+    assert_eq!(read(), before);
+    cluster.down().unwrap();
+}
+
 #[test]
 fn a_runtime_class_chooses_the_handler_and_an_image_is_a_volume() {
     let executables = Executables::of_this_build();

@@ -36,7 +36,7 @@ use crate::api::{Node, ResourceList, Taint};
 use crate::clock::Clock;
 use crate::events::EventRecorder;
 use machine::MachineFacts;
-use pressure::{Pressing, Thresholds};
+use pressure::{EvictionPolicy, Pressing};
 
 pub use flags::{LabelError, ReservedError, TaintError, parse_labels, parse_reserved, parse_taints};
 
@@ -81,8 +81,8 @@ pub struct NodeConfig {
     pub kube_reserved: ResourceList,
     /// `--system-reserved`.
     pub system_reserved: ResourceList,
-    /// `--eviction-hard`.
-    pub eviction_hard: Thresholds,
+    /// When pods are ended for the node's sake.
+    pub eviction: EvictionPolicy,
     /// Port of the kubelet API (`--port`).
     pub kubelet_port: u16,
     /// Where the pods' folders lie (`--root-dir`).
@@ -113,7 +113,7 @@ impl NodeConfig {
             pods_per_core: 0,
             kube_reserved: ResourceList::new(),
             system_reserved: ResourceList::new(),
-            eviction_hard: pressure::default_thresholds(),
+            eviction: EvictionPolicy::default(),
             kubelet_port: 10250,
             root_dir: PathBuf::from("/var/lib/kubelet"),
             declared_features: Vec::new(),

@@ -10,7 +10,6 @@ use coracle_cluster::Cluster;
 use coracle_kubelet_core::clock::Clock;
 use coracle_kubelet_core::eviction::{self, EvictionInputs};
 use coracle_kubelet_core::kubelet::{Kubelet, PodViews};
-use coracle_kubelet_core::node::pressure::parse_thresholds;
 use coracle_kubelet_core::node::{
     NodeAgent, NodeConfig, NodeRuntime, parse_labels, parse_reserved, parse_taints,
 };
@@ -55,7 +54,7 @@ impl NodeSettings {
             pods_per_core: flags.pods_per_core,
             kube_reserved: parse_reserved(&flags.kube_reserved).context("--kube-reserved")?,
             system_reserved: parse_reserved(&flags.system_reserved).context("--system-reserved")?,
-            eviction_hard: parse_thresholds(&flags.eviction_hard).context("--eviction-hard")?,
+            eviction: flags.eviction.policy().context("--eviction-…")?,
             kubelet_port: flags.port,
             root_dir,
             declared_features: DECLARED_FEATURES.map(str::to_owned).to_vec(),
@@ -83,6 +82,7 @@ fn configz(args: &RunArgs, flags: &NodeArgs) -> Value {
         let split = |part: &str| part.split_once(separator).map(|(k, v)| (k.to_owned(), Value::from(v)));
         Value::Object(text.split(',').filter_map(|part| split(part.trim())).collect())
     };
+    let eviction = &flags.eviction;
     json!({
         "kind": "KubeletConfiguration",
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -120,8 +120,12 @@ fn configz(args: &RunArgs, flags: &NodeArgs) -> Value {
         "resolvConf": args.resolv_conf,
         "cpuCFSQuotaPeriod": "100ms",
         "maxParallelImagePulls": args.max_parallel_image_pulls,
-        "evictionHard": pairs(&flags.eviction_hard, '<'),
-        "evictionPressureTransitionPeriod": "5m0s",
+        "evictionHard": pairs(&eviction.eviction_hard, '<'),
+        "evictionSoft": pairs(&eviction.eviction_soft, '<'),
+        "evictionSoftGracePeriod": pairs(&eviction.eviction_soft_grace_period, '='),
+        "evictionPressureTransitionPeriod": go_duration(eviction.eviction_pressure_transition_period),
+        "evictionMaxPodGracePeriod": eviction.eviction_max_pod_grace_period,
+        "evictionMinimumReclaim": pairs(&eviction.eviction_minimum_reclaim, '='),
         "containerLogMaxSize": args.container_log_max_size,
         "containerLogMaxFiles": args.container_log_max_files,
         "systemReserved": pairs(&flags.system_reserved, '='),
@@ -206,6 +210,7 @@ pub(super) async fn start(
         runtime: engine.runtime.clone(),
         events: kubelet.events().clone(),
         node_name: settings.node.name.clone(),
+        max_pod_grace_seconds: settings.node.eviction.max_pod_grace_seconds,
         root_dir: settings.node.root_dir.clone(),
         log_root: settings.log_root.clone(),
     }));

@@ -21,17 +21,15 @@ use self::plan::Candidate;
 use crate::api::Pod;
 use crate::events::{EventRecorder, EventType};
 use crate::kubelet::{Evictor, PodView};
-use crate::node::pressure::{Pressing, Signal};
+use crate::node::pressure::{Pressing, Signal, Threshold};
 use crate::pod::rpc::bounded;
 use crate::pod::status::{Eviction, is_terminal_phase};
 use crate::sandbox_config::pod_log_dir;
 use crate::volume;
 
 const RUNTIME_DEADLINE: Duration = Duration::from_secs(30);
-/// So long the end of an evicted pod is waited for before the next one.
+/// So long after its grace period the end of an evicted pod is waited for before the next one.
 const CLEANUP: Duration = Duration::from_secs(30);
-/// Seconds that a pod has to end when a limit is hard.
-const GRACE: i64 = 1;
 
 /// What the task works with.
 pub struct EvictionInputs {
@@ -45,6 +43,8 @@ pub struct EvictionInputs {
     pub events: EventRecorder,
     /// The Node's name.
     pub node_name: String,
+    /// [`EvictionPolicy::max_pod_grace_seconds`](crate::node::pressure::EvictionPolicy::max_pod_grace_seconds).
+    pub max_pod_grace_seconds: i64,
     /// The pods' folders (`--root-dir`).
     pub root_dir: PathBuf,
     /// The pods' logs (`--pod-logs-dir`).
@@ -56,10 +56,11 @@ pub async fn run(mut inputs: EvictionInputs) {
     let mut collected = false;
     while inputs.pressing.changed().await.is_ok() {
         let pressing = inputs.pressing.borrow_and_update().clone();
-        let Some(signal) = plan::most_urgent(&pressing) else {
+        let Some(threshold) = plan::most_urgent(&pressing) else {
             collected = false;
             continue;
         };
+        let signal = threshold.signal;
         let resource = plan::resource(signal);
         let text = format!("Attempting to reclaim {resource}");
         inputs.events.node(&inputs.node_name, EventType::Warning, "EvictionThresholdMet", text);
@@ -69,14 +70,15 @@ pub async fn run(mut inputs: EvictionInputs) {
             inputs.evictor.collect_all_garbage().await;
             continue;
         }
-        if !evict_one(&mut inputs, signal, &pressing).await {
+        if !evict_one(&mut inputs, threshold, &pressing).await {
             return;
         }
     }
 }
 
 /// Evicts the first that may be; false once the kubelet is gone.
-async fn evict_one(inputs: &mut EvictionInputs, signal: Signal, pressing: &Pressing) -> bool {
+async fn evict_one(inputs: &mut EvictionInputs, threshold: &Threshold, pressing: &Pressing) -> bool {
+    let signal = threshold.signal;
     let mut candidates = candidates(inputs, signal).await;
     plan::rank(signal, &mut candidates);
     let Some(first) = candidates.iter().find(|candidate| !plan::is_critical(&candidate.pod)) else {
@@ -86,11 +88,13 @@ async fn evict_one(inputs: &mut EvictionInputs, signal: Signal, pressing: &Press
         );
         return true;
     };
-    let message = plan::message(signal, pressing, first);
+    let message = plan::message(threshold, &pressing.observations, first);
     tracing::warn!(pod = first.pod.full_name(), message, "evicting a pod");
     inputs.events.pod(&first.pod, None, EventType::Warning, "Evicted", message.clone());
-    let eviction = Eviction { reason: "Evicted".to_owned(), message, disruption: true };
-    inputs.evictor.evict(&first.pod.metadata.uid, eviction, GRACE, CLEANUP).await
+    let eviction = Eviction { reason: "Evicted".to_owned(), disruption: Some(message.clone()), message };
+    let grace = plan::grace(threshold, &first.pod, inputs.max_pod_grace_seconds);
+    let wait = CLEANUP + Duration::from_secs(grace.unsigned_abs());
+    inputs.evictor.evict(&first.pod.metadata.uid, eviction, grace, wait).await
 }
 
 /// The pods that run, measured.

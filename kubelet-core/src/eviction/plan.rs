@@ -2,17 +2,19 @@
 //!
 //! Pure; order and words are those of the kubelet's eviction package (1.36). Called by the task beside it.
 
-use std::cmp::{Ordering, Reverse};
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use crate::admission::Rejection;
 use crate::api::{Node, Pod, Quantity, Toleration};
-use crate::node::pressure::{Observation, Pressing, Signal};
+use crate::node::pressure::{Observation, Observations, Pressing, Signal, Threshold};
 use crate::qos::{QosClass, pod_requests, qos_class};
 use crate::source::{is_mirror, is_static};
 
 /// Priority from which on a pod is the system's (`system-cluster-critical`).
 const CRITICAL: i32 = 2_000_000_000;
+/// Seconds that a pod has to end when a threshold is hard.
+const IMMEDIATE: i64 = 1;
 
 /// A pod that runs, and what it uses. What could not be measured is absent.
 #[derive(Clone, Debug)]
@@ -70,17 +72,16 @@ pub(crate) fn rank(signal: Signal, candidates: &mut [Candidate]) {
 }
 
 /// What a person reads of an evicted pod.
-pub(crate) fn message(signal: Signal, pressing: &Pressing, candidate: &Candidate) -> String {
+pub(crate) fn message(threshold: &Threshold, observations: &Observations, candidate: &Candidate) -> String {
+    let signal = threshold.signal;
     let resource = resource(signal);
     let mut text = format!("The node was low on resource: {resource}. ");
-    if let (Some(limit), Some(Observation { available, capacity })) =
-        (pressing.thresholds.get(&signal), pressing.observations.get(&signal))
-    {
+    if let Some(Observation { available, capacity }) = observations.get(&signal) {
         let shown = |amount: i64| match signal {
             Signal::NodefsInodesFree | Signal::ImagefsInodesFree | Signal::PidAvailable => amount.to_string(),
             _ => Quantity::from_bytes(amount).to_string(),
         };
-        let (limit, available) = (shown(limit.amount(*capacity)), shown(*available));
+        let (limit, available) = (shown(threshold.limit.amount(*capacity)), shown(*available));
         text.push_str(&format!("Threshold quantity: {limit}, available: {available}. "));
     }
     let all = candidate.pod.spec.containers.iter().chain(&candidate.pod.spec.init_containers);
@@ -132,13 +133,20 @@ pub(crate) fn reject(pod: &Pod, node: &Node) -> Option<Rejection> {
     Some(Rejection { reason: "Evicted".to_owned(), message })
 }
 
-/// The signal to act on: memory before all others.
-pub(crate) fn most_urgent(pressing: &Pressing) -> Option<Signal> {
-    let order = |signal: &Signal| match signal {
-        Signal::MemoryAvailable => Ordering::Less,
-        _ => Ordering::Equal,
-    };
-    pressing.met.iter().copied().min_by(|a, b| order(a).cmp(&order(b)))
+/// The threshold to act on: memory before all others.
+pub(crate) fn most_urgent(pressing: &Pressing) -> Option<&Threshold> {
+    let is_memory = |threshold: &&Threshold| threshold.signal == Signal::MemoryAvailable;
+    pressing.met.iter().find(is_memory).or(pressing.met.first())
+}
+
+/// Seconds that an evicted pod has to end; for a soft threshold those of `max`, its own if that is negative.
+pub(crate) fn grace(threshold: &Threshold, pod: &Pod, max: i64) -> i64 {
+    let own = pod.spec.termination_grace_period_seconds;
+    match max {
+        _ if threshold.is_hard() => IMMEDIATE,
+        ..0 => own.unwrap_or(IMMEDIATE),
+        _ => own.map_or(max, |own| own.min(max)),
+    }
 }
 
 #[cfg(test)]
@@ -146,7 +154,9 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::node::pressure::{Limit, Observations, Thresholds};
+    use std::time::Duration;
+
+    use crate::node::pressure::Limit;
 
     fn candidate(name: &str, request: &str, used: i64, more: Value) -> Candidate {
         let mut spec = json!({"containers": [{"name": "c", "resources": {"requests": {"memory": request}}}]});
@@ -183,20 +193,34 @@ mod tests {
 
     #[test]
     fn the_owner_is_told_in_the_kubelets_words() {
-        let pressing = Pressing {
-            met: vec![Signal::MemoryAvailable],
-            thresholds: Thresholds::from([(Signal::MemoryAvailable, Limit::Amount(100 << 20))]),
-            observations: Observations::from([(
-                Signal::MemoryAvailable,
-                Observation { available: 50 << 20, capacity: 1 << 30 },
-            )]),
-        };
-        let told = message(Signal::MemoryAvailable, &pressing, &candidate("p", "1Mi", 3 << 20, json!({})));
+        let limit = Threshold::hard(Signal::MemoryAvailable, Limit::Amount(100 << 20));
+        let seen = Observation { available: 50 << 20, capacity: 1 << 30 };
+        let observations = Observations::from([(Signal::MemoryAvailable, seen)]);
+        let told = message(&limit, &observations, &candidate("p", "1Mi", 3 << 20, json!({})));
         assert_eq!(
             told,
             "The node was low on resource: memory. Threshold quantity: 100Mi, available: 50Mi. \
              Container c was using 3Mi, request is 1Mi, has larger consumption of memory. "
         );
+    }
+
+    #[test]
+    fn a_pod_has_more_time_where_the_threshold_is_soft() {
+        let hard = Threshold::hard(Signal::NodefsAvailable, Limit::Part(0.1));
+        let soft = Threshold { grace_period: Duration::from_secs(1), ..hard.clone() };
+        let pod = candidate("p", "0", 0, json!({"terminationGracePeriodSeconds": 30})).pod;
+        assert_eq!(grace(&hard, &pod, 60), 1);
+        assert_eq!([60, 5, 0, -1].map(|max| grace(&soft, &pod, max)), [30, 5, 0, 30]);
+    }
+
+    #[test]
+    fn memory_is_the_most_urgent() {
+        let disk = Threshold::hard(Signal::NodefsAvailable, Limit::Part(0.1));
+        let memory = Threshold::hard(Signal::MemoryAvailable, Limit::Part(0.1));
+        let pressing = |met| Pressing { met, observations: Observations::new() };
+        assert_eq!(most_urgent(&pressing(vec![disk.clone(), memory.clone()])), Some(&memory));
+        assert_eq!(most_urgent(&pressing(vec![disk.clone()])), Some(&disk));
+        assert_eq!(most_urgent(&pressing(Vec::new())), None);
     }
 
     #[test]

@@ -220,7 +220,7 @@ pub(super) fn allocatable(
     };
     let eviction = |signal: Signal, name: &str| {
         let bytes = capacity.get(name).map_or(0, Quantity::value);
-        config.eviction_hard.get(&signal).map_or(0, |limit| limit.amount(bytes))
+        config.eviction.kept_back(signal, bytes)
     };
     let mut huge = 0_i64;
     let mut allocatable = ResourceList::new();

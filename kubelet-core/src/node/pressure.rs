@@ -1,16 +1,16 @@
-//! When memory, disk or process ids run short: thresholds as `--eviction-hard` gives them, and the conditions
-//! that follow from observations.
+//! When memory, disk or process ids run short: thresholds, and the conditions and the need to end pods that follow from
+//! observations.
 //!
 //! Pure: the node's reporter hands in observations and the time since boot. Follows the kubelet's eviction
-//! package (1.36): a condition lasts for the transition period after its threshold was met last.
+//! package (1.36): a soft threshold counts once it was met for its grace period, one that led to an eviction until its
+//! minimum is reclaimed, and a condition lasts for the transition period after its threshold was met last.
+
+mod flags;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::api::Quantity;
-
-/// A condition lasts so long after the pressure has gone (`--eviction-pressure-transition-period`).
-pub const TRANSITION_PERIOD: Duration = Duration::from_secs(300);
+pub use flags::{EvictionFlagError, parse_thresholds};
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -65,72 +65,71 @@ impl Limit {
     }
 }
 
-/// Limits by signal.
-pub type Thresholds = BTreeMap<Signal, Limit>;
-
-/// Why a text is no threshold.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ThresholdError {
-    /// Not of the form SIGNAL<AMOUNT.
-    #[error("{0:?} is not of the form memory.available<100Mi")]
-    Form(String),
-    /// A signal that there is not.
-    #[error(
-        "{0:?} is not a signal; there are memory.available, nodefs.available, nodefs.inodesFree, imagefs.available, imagefs.inodesFree and pid.available"
-    )]
-    Signal(String),
-    /// Neither an amount nor a percentage.
-    #[error("{signal} is compared with {value:?}, which is neither a positive quantity nor a percentage")]
-    Value {
-        /// Of which signal.
-        signal: String,
-        /// What was given.
-        value: String,
-    },
+/// When a signal means pressure.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Threshold {
+    /// What is measured.
+    pub signal: Signal,
+    /// Below this much.
+    pub limit: Limit,
+    /// For so long before pods are ended because of it; zero for a hard threshold.
+    pub grace_period: Duration,
+    /// So much more than the limit has to be there before pods are spared again.
+    pub minimum_reclaim: Option<Limit>,
 }
 
-/// The kubelet's defaults on Linux.
-pub fn default_thresholds() -> Thresholds {
-    Thresholds::from([
-        (Signal::MemoryAvailable, Limit::Amount(100 << 20)),
-        (Signal::NodefsAvailable, Limit::Part(10.0 / 100.0)),
-        (Signal::NodefsInodesFree, Limit::Part(5.0 / 100.0)),
-        (Signal::ImagefsAvailable, Limit::Part(15.0 / 100.0)),
-        (Signal::ImagefsInodesFree, Limit::Part(5.0 / 100.0)),
-    ])
-}
-
-/// Reads `memory.available<100Mi,nodefs.available<10%`. A limit of 0% or 100% turns its signal off, as for a
-/// kubelet.
-///
-/// ```
-/// use coracle_kubelet_core::node::pressure::{Signal, parse_thresholds};
-///
-/// let thresholds = parse_thresholds("memory.available<200Mi,nodefs.available<5%").expect("well formed");
-/// assert_eq!(thresholds[&Signal::MemoryAvailable].amount(0), 200 << 20);
-/// ```
-pub fn parse_thresholds(text: &str) -> Result<Thresholds, ThresholdError> {
-    let mut thresholds = Thresholds::new();
-    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-        let (name, value) = part.split_once('<').ok_or_else(|| ThresholdError::Form(part.to_owned()))?;
-        let found = Signal::ALL.iter().find(|(_, known)| *known == name);
-        let (signal, _) = found.ok_or_else(|| ThresholdError::Signal(name.to_owned()))?;
-        let wrong = || ThresholdError::Value { signal: name.to_owned(), value: value.to_owned() };
-        let limit = match value.strip_suffix('%') {
-            Some(_) if value == "0%" || value == "100%" => continue,
-            Some(number) => {
-                let percent: f32 = number.parse().map_err(|_| wrong())?;
-                let part = percent / 100.0;
-                (0.0..=1.0).contains(&part).then_some(Limit::Part(part)).ok_or_else(wrong)?
-            }
-            None => {
-                let amount = value.parse::<Quantity>().map_err(|_| wrong())?.value();
-                (amount > 0).then_some(Limit::Amount(amount)).ok_or_else(wrong)?
-            }
-        };
-        thresholds.insert(*signal, limit);
+impl Threshold {
+    /// A threshold at which pods are ended at once.
+    pub fn hard(signal: Signal, limit: Limit) -> Self {
+        Self { signal, limit, grace_period: Duration::ZERO, minimum_reclaim: None }
     }
-    Ok(thresholds)
+
+    /// Whether pods are ended as soon as it is met.
+    pub fn is_hard(&self) -> bool {
+        self.grace_period.is_zero()
+    }
+
+    /// Whether less is left than should be; and, if pods were ended because of it already, than is to be reclaimed.
+    fn is_met(&self, observations: &Observations, is_acted_on: bool) -> bool {
+        let Some(seen) = observations.get(&self.signal) else { return false };
+        let more = self.minimum_reclaim.as_ref().filter(|_| is_acted_on);
+        let wanted = more.map_or(0, |more| more.amount(seen.capacity));
+        self.limit.amount(seen.capacity).saturating_add(wanted) > seen.available
+    }
+}
+
+/// When pods are ended for the node's sake: the kubelet's `--eviction-…` flags.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EvictionPolicy {
+    /// `--eviction-hard`, then `--eviction-soft`.
+    pub thresholds: Vec<Threshold>,
+    /// A condition lasts so long after the pressure has gone (`--eviction-pressure-transition-period`).
+    pub transition_period: Duration,
+    /// Seconds that a pod may take at most to end because of a soft threshold (`--eviction-max-pod-grace-period`); its
+    /// own grace period if negative.
+    pub max_pod_grace_seconds: i64,
+}
+
+impl Default for EvictionPolicy {
+    /// The kubelet's defaults on Linux.
+    fn default() -> Self {
+        let thresholds = vec![
+            Threshold::hard(Signal::MemoryAvailable, Limit::Amount(100 << 20)),
+            Threshold::hard(Signal::NodefsAvailable, Limit::Part(10.0 / 100.0)),
+            Threshold::hard(Signal::NodefsInodesFree, Limit::Part(5.0 / 100.0)),
+            Threshold::hard(Signal::ImagefsAvailable, Limit::Part(15.0 / 100.0)),
+            Threshold::hard(Signal::ImagefsInodesFree, Limit::Part(5.0 / 100.0)),
+        ];
+        Self { thresholds, transition_period: Duration::from_secs(300), max_pod_grace_seconds: 0 }
+    }
+}
+
+impl EvictionPolicy {
+    /// How much of a resource is kept from pods by its hard threshold.
+    pub fn kept_back(&self, signal: Signal, capacity: i64) -> i64 {
+        let mut hard = self.thresholds.iter().filter(|threshold| threshold.is_hard());
+        hard.find(|threshold| threshold.signal == signal).map_or(0, |found| found.limit.amount(capacity))
+    }
 }
 
 /// What was measured of one signal.
@@ -148,10 +147,8 @@ pub type Observations = BTreeMap<Signal, Observation>;
 /// What a look at the machine came to, for whoever ends pods because of it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Pressing {
-    /// Signals below their limit; mostly none.
-    pub met: Vec<Signal>,
-    /// The limits.
-    pub thresholds: Thresholds,
+    /// Thresholds to act on, hard ones first; mostly none.
+    pub met: Vec<Threshold>,
     /// What was measured.
     pub observations: Observations,
 }
@@ -167,37 +164,63 @@ pub struct Pressures {
     pub pid: bool,
 }
 
-/// Signals below their limit, the most urgent first: memory before disk before process ids.
-pub fn met(thresholds: &Thresholds, observations: &Observations) -> Vec<Signal> {
-    let is_met = |(signal, limit): &(&Signal, &Limit)| {
-        let observed = observations.get(*signal);
-        observed.is_some_and(|seen| limit.amount(seen.capacity) > seen.available)
-    };
-    thresholds.iter().filter(is_met).map(|(signal, _)| *signal).collect()
-}
-
-/// Remembers when each pressure was last seen.
-#[derive(Clone, Copy, Debug, Default)]
+/// Remembers what was met, and since and until when.
+#[derive(Clone, Debug)]
 pub struct PressureHistory {
+    thresholds: Vec<Track>,
+    transition_period: Duration,
     memory: Option<Duration>,
     disk: Option<Duration>,
     pid: Option<Duration>,
 }
 
+#[derive(Clone, Debug)]
+struct Track {
+    threshold: Threshold,
+    /// Since when it is met without a break.
+    since: Option<Duration>,
+    is_acted_on: bool,
+}
+
 impl PressureHistory {
-    /// Takes in the signals that are below their limits now, and tells the conditions. `now` is since boot.
-    pub fn update(&mut self, met: &[Signal], now: Duration) -> Pressures {
-        for signal in met {
-            let seen = match signal {
+    /// Nothing was met yet.
+    pub fn new(policy: &EvictionPolicy) -> Self {
+        let track =
+            |threshold: &Threshold| Track { threshold: threshold.clone(), since: None, is_acted_on: false };
+        Self {
+            thresholds: policy.thresholds.iter().map(track).collect(),
+            transition_period: policy.transition_period,
+            memory: None,
+            disk: None,
+            pid: None,
+        }
+    }
+
+    /// Takes in a look at the machine, and tells the conditions, and the thresholds to act on. `now` is since boot.
+    pub fn update(&mut self, observations: &Observations, now: Duration) -> (Pressures, Vec<Threshold>) {
+        let mut met = Vec::new();
+        for Track { threshold, since, is_acted_on } in &mut self.thresholds {
+            if !threshold.is_met(observations, *is_acted_on) {
+                (*since, *is_acted_on) = (None, false);
+                continue;
+            }
+            let last_seen = match threshold.signal {
                 Signal::MemoryAvailable => &mut self.memory,
                 Signal::PidAvailable => &mut self.pid,
                 _ => &mut self.disk,
             };
-            *seen = Some(now);
+            *last_seen = Some(now);
+            *is_acted_on = now.saturating_sub(*since.get_or_insert(now)) >= threshold.grace_period;
+            if *is_acted_on {
+                met.push(threshold.clone());
+            }
         }
-        let lasts =
-            |seen: Option<Duration>| seen.is_some_and(|at| now.saturating_sub(at) < TRANSITION_PERIOD);
-        Pressures { memory: lasts(self.memory), disk: lasts(self.disk), pid: lasts(self.pid) }
+        let lasts = |seen: Option<Duration>| {
+            seen.is_some_and(|at| at == now || now.saturating_sub(at) < self.transition_period)
+        };
+        let pressures =
+            Pressures { memory: lasts(self.memory), disk: lasts(self.disk), pid: lasts(self.pid) };
+        (pressures, met)
     }
 }
 
@@ -205,39 +228,70 @@ impl PressureHistory {
 mod tests {
     use super::*;
 
-    #[test]
-    fn thresholds_are_read_as_the_kubelet_reads_them() {
-        let thresholds =
-            parse_thresholds("memory.available<1Gi, imagefs.available<0%,pid.available<10%").unwrap();
-        assert_eq!(thresholds[&Signal::MemoryAvailable], Limit::Amount(1 << 30));
-        assert_eq!(thresholds[&Signal::PidAvailable].amount(1000), 100);
-        assert_eq!(thresholds.len(), 2);
-        for wrong in ["memory.available", "memory<1Gi", "memory.available<-1", "nodefs.available<101%"] {
-            assert!(parse_thresholds(wrong).is_err(), "{wrong}");
-        }
-        assert_eq!(Signal::NodefsInodesFree.as_str(), "nodefs.inodesFree");
+    const CAPACITY: i64 = 100;
+
+    fn seen(signal: Signal, available: i64) -> Observations {
+        Observations::from([(signal, Observation { available, capacity: CAPACITY })])
+    }
+
+    fn policy(thresholds: Vec<Threshold>) -> EvictionPolicy {
+        EvictionPolicy { thresholds, ..EvictionPolicy::default() }
     }
 
     #[test]
     fn percentages_are_rounded_as_the_kubelet_rounds_them() {
         // 10 % of this disk as kubelet 1.36 subtracts it: 0.1 has the precision of a Go float32.
-        let limit = &default_thresholds()[&Signal::NodefsAvailable];
-        assert_eq!(limit.amount(105_089_261_568), 10_508_926_313);
+        let kept = EvictionPolicy::default().kept_back(Signal::NodefsAvailable, 105_089_261_568);
+        assert_eq!(kept, 10_508_926_313);
     }
 
     #[test]
     fn a_pressure_lasts_for_the_transition_period() {
-        let thresholds = default_thresholds();
-        let low =
-            Observations::from([(Signal::ImagefsAvailable, Observation { available: 14, capacity: 100 })]);
-        let fine =
-            Observations::from([(Signal::ImagefsAvailable, Observation { available: 15, capacity: 100 })]);
-        let mut history = PressureHistory::default();
-        let at = Duration::from_secs;
+        let (low, fine) = (seen(Signal::ImagefsAvailable, 14), seen(Signal::ImagefsAvailable, 15));
+        let mut history = PressureHistory::new(&EvictionPolicy::default());
+        let mut pressures = |seen, at| history.update(seen, Duration::from_secs(at)).0;
         let disk = Pressures { disk: true, ..Pressures::default() };
-        assert_eq!(history.update(&met(&thresholds, &fine), at(5)), Pressures::default());
-        assert_eq!(history.update(&met(&thresholds, &low), at(10)), disk);
-        assert_eq!(history.update(&met(&thresholds, &fine), at(309)), disk);
-        assert_eq!(history.update(&met(&thresholds, &fine), at(310)), Pressures::default());
+        assert_eq!(pressures(&fine, 5), Pressures::default());
+        assert_eq!(pressures(&low, 10), disk);
+        assert_eq!(pressures(&fine, 309), disk);
+        assert_eq!(pressures(&fine, 310), Pressures::default());
+    }
+
+    #[test]
+    fn a_soft_threshold_is_told_at_once_and_acted_on_after_its_grace_period() {
+        let soft = Threshold {
+            grace_period: Duration::from_secs(60),
+            ..Threshold::hard(Signal::MemoryAvailable, Limit::Amount(50))
+        };
+        let hard = Threshold::hard(Signal::MemoryAvailable, Limit::Amount(20));
+        let mut history = PressureHistory::new(&policy(vec![hard.clone(), soft.clone()]));
+        let mut look = |available, at| {
+            let observations = seen(Signal::MemoryAvailable, available);
+            let (pressures, met) = history.update(&observations, Duration::from_secs(at));
+            assert!(pressures.memory);
+            met
+        };
+        assert_eq!(look(40, 10), []);
+        assert_eq!(look(40, 69), []);
+        assert_eq!(look(40, 70), [soft.clone()]);
+        assert_eq!(look(10, 80), [hard, soft.clone()]);
+        // One look at which it is not met, and the time begins anew.
+        assert_eq!(look(60, 90), []);
+        assert_eq!(look(40, 100), []);
+        assert_eq!(look(40, 160), [soft]);
+    }
+
+    #[test]
+    fn what_was_acted_on_counts_until_its_minimum_is_reclaimed() {
+        let threshold = Threshold {
+            minimum_reclaim: Some(Limit::Part(0.1)),
+            ..Threshold::hard(Signal::NodefsAvailable, Limit::Amount(20))
+        };
+        let mut history = PressureHistory::new(&policy(vec![threshold.clone()]));
+        let mut is_met = |available| {
+            !history.update(&seen(Signal::NodefsAvailable, available), Duration::from_secs(1)).1.is_empty()
+        };
+        let all = [25, 19, 25, 29, 30, 25].map(&mut is_met);
+        assert_eq!(all, [false, true, true, true, false, false]);
     }
 }

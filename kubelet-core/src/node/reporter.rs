@@ -4,15 +4,13 @@
 //! until it is ready), when nudged and when the Node changed, and sends a patch if what it sees differs from what
 //! the API has, or if nothing was sent for five minutes. A failure is logged once and tried again with back-off.
 
+mod runtime;
+
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_cluster::{ApiError, Change, Cluster, Patch, Scope};
-use coracle_cri::v1::{ImageFsInfoRequest, VersionRequest};
-use coracle_cri::v1::{
-    ListImagesRequest, NetworkConfig, RuntimeConfig, StatusRequest, UpdateRuntimeConfigRequest,
-};
 use futures_util::StreamExt as _;
 use serde_json::json;
 use tokio::sync::watch;
@@ -21,11 +19,10 @@ use super::desired::{self, DEFAULT_LABELS, Inputs, RuntimeFacts};
 use super::lease::{Lease, NAMESPACE};
 use super::machine::{MachineFacts, Places, Readings};
 use super::plan::{self, KEPT_LABELS};
-use super::pressure::{self, Observations, Pressing, PressureHistory, Pressures, Signal};
+use super::pressure::{Observations, Pressing, PressureHistory, Pressures, Threshold};
 use super::{NodeConfig, NodeRuntime, Nudge};
 use crate::api::{ContainerImage, Node};
 use crate::events::{EventRecorder, EventType};
-use crate::pod::rpc::bounded;
 
 /// Between looks at a node that is ready, as the kubelet's `nodeStatusUpdateFrequency`.
 const LOOK: Duration = Duration::from_secs(10);
@@ -35,10 +32,6 @@ const LOOK_UNREADY: Duration = Duration::from_millis(250);
 const IMPATIENT: Duration = Duration::from_secs(120);
 /// A status without changes is sent again after so long (`nodeStatusReportFrequency`).
 const REPORT: Duration = Duration::from_secs(300);
-/// Between listings of images.
-const IMAGES: Duration = Duration::from_secs(30);
-/// Deadline of a question to the runtime.
-const RUNTIME_DEADLINE: Duration = Duration::from_secs(30);
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(7);
 
@@ -98,12 +91,12 @@ impl Reporter {
         };
         Self {
             machine: parts.machine.clone(),
+            history: PressureHistory::new(&parts.config.eviction),
             parts,
             places,
             runtime,
             images: Vec::new(),
             images_listed: None,
-            history: PressureHistory::default(),
             registered: false,
             reported: None,
             report_after: REPORT,
@@ -235,8 +228,7 @@ impl Reporter {
         self.observe_runtime().await;
         let readings = Readings::read(&self.places);
         let now = self.parts.config.clock.now();
-        let met = pressure::met(&self.parts.config.eviction_hard, &readings.observations);
-        let pressures = self.history.update(&met, now.boot);
+        let (pressures, met) = self.history.update(&readings.observations, now.boot);
         self.tell_pressing(met, &readings.observations);
         if !self.registered {
             self.register(&readings, pressures).await?;
@@ -270,16 +262,11 @@ impl Reporter {
     }
 
     /// Each look at a node under pressure is news, and so is its end.
-    fn tell_pressing(&self, met: Vec<Signal>, observations: &Observations) {
+    fn tell_pressing(&self, met: Vec<Threshold>, observations: &Observations) {
         if met.is_empty() && self.parts.pressing.borrow().met.is_empty() {
             return;
         }
-        let thresholds = self.parts.config.eviction_hard.clone();
-        self.parts.pressing.send_replace(Arc::new(Pressing {
-            met,
-            thresholds,
-            observations: observations.clone(),
-        }));
+        self.parts.pressing.send_replace(Arc::new(Pressing { met, observations: observations.clone() }));
     }
 
     fn inputs<'a>(&'a self, readings: &'a Readings, pressures: Pressures) -> Inputs<'a> {
@@ -403,63 +390,6 @@ impl Reporter {
             let (name, id) = (&self.parts.config.name, &self.machine.boot_id);
             let message = format!("Node {name} has been rebooted, boot id: {id}");
             self.parts.events.node(name, EventType::Warning, "Rebooted", message);
-        }
-    }
-
-    /// Name and version of the runtime, and where its images lie; asked once.
-    async fn meet_runtime(&mut self, cri: &NodeRuntime) {
-        let request = VersionRequest { version: "0.1.0".to_owned() };
-        let version = bounded("Version", RUNTIME_DEADLINE, cri.runtime.version(request)).await;
-        if let Ok(version) = version {
-            self.runtime.name = version.runtime_name;
-            self.runtime.version = version.runtime_version;
-        }
-        let call = cri.images.image_fs_info(ImageFsInfoRequest {});
-        if let Ok(info) = bounded("ImageFsInfo", RUNTIME_DEADLINE, call).await {
-            let id = info.image_filesystems.into_iter().next().and_then(|usage| usage.fs_id);
-            self.places.image_dir = id.map(|id| id.mountpoint.into());
-        }
-    }
-
-    async fn observe_runtime(&mut self) {
-        let Some(cri) = self.parts.runtime.clone() else { return };
-        if self.runtime.name.is_empty() {
-            self.meet_runtime(&cri).await;
-        }
-        let call = cri.runtime.status(StatusRequest { verbose: false });
-        let status = bounded("Status", RUNTIME_DEADLINE, call).await;
-        self.runtime.was_up |= status.is_ok();
-        self.runtime.status = status.ok();
-        let now = self.parts.config.clock.now().boot;
-        if self.images_listed.is_none_or(|at| now.saturating_sub(at) >= IMAGES) {
-            let call = cri.images.list_images(ListImagesRequest::default());
-            if let Ok(listed) = bounded("ListImages", RUNTIME_DEADLINE, call).await {
-                self.images = desired::images(listed.images, self.parts.config.max_images);
-                self.images_listed = Some(now);
-            }
-        }
-    }
-
-    /// The runtime makes the pods' network from the CIDRs that the cluster gave the node. Whether it was told some.
-    async fn tell_pod_cidrs(&mut self, node: &Node) -> bool {
-        let Some(cri) = &self.parts.runtime else { return false };
-        if node.spec.pod_cidrs.is_empty() || node.spec.pod_cidrs == self.pod_cidrs {
-            return false;
-        }
-        let pod_cidr = node.spec.pod_cidrs.join(",");
-        let network_config = Some(NetworkConfig { pod_cidr: pod_cidr.clone() });
-        let request = UpdateRuntimeConfigRequest { runtime_config: Some(RuntimeConfig { network_config }) };
-        let call = cri.runtime.update_runtime_config(request);
-        match bounded("UpdateRuntimeConfig", RUNTIME_DEADLINE, call).await {
-            Ok(_) => {
-                tracing::info!(%pod_cidr, "the cluster gave this node its pods' addresses");
-                self.pod_cidrs.clone_from(&node.spec.pod_cidrs);
-                true
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the runtime does not take the pods' addresses");
-                false
-            }
         }
     }
 }

@@ -11,7 +11,7 @@ use super::NodeConfig;
 use super::desired::{self, DEFAULT_LABELS, Inputs, RuntimeFacts};
 use super::machine::{MachineFacts, Readings};
 use super::plan::{self, KEPT_LABELS};
-use super::pressure::{Limit, Pressures, Signal};
+use super::pressure::{Limit, Pressures, Signal, Threshold};
 use crate::api::{Node, NodeCondition, Quantity, Time};
 
 struct World {
@@ -116,7 +116,8 @@ fn reservations_and_huge_pages_are_taken_off() {
     let mut world = World::new();
     world.config.kube_reserved.insert("cpu".into(), "100m".parse().unwrap());
     world.config.system_reserved.insert("memory".into(), "1Gi".parse().unwrap());
-    world.config.eviction_hard = [(Signal::MemoryAvailable, Limit::Amount(100 << 20))].into();
+    world.config.eviction.thresholds =
+        vec![Threshold::hard(Signal::MemoryAvailable, Limit::Amount(100 << 20))];
     world.machine.memory = 4 << 30;
     world.machine.huge_pages = vec![(2 << 20, 256)];
     let node = world.settled(1);

@@ -39,8 +39,8 @@ pub(crate) struct StartFailure {
 pub(crate) struct Eviction {
     pub(crate) reason: String,
     pub(crate) message: String,
-    /// The pod is a victim of the node's need, which a condition tells its controllers.
-    pub(crate) disruption: bool,
+    /// What a condition tells the controllers of a pod that is a victim of the node's need.
+    pub(crate) disruption: Option<String>,
 }
 
 /// What the status says about the node.

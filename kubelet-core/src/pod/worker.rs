@@ -5,6 +5,7 @@
 //! runtime, a status and a plan. Only this task changes what is known of the pod. It ends when the pod is
 //! gone from runtime and disk, or at once when the agent drains.
 
+mod carrying;
 mod ending;
 mod usage;
 mod wake;
@@ -19,8 +20,8 @@ use crate::api::{Pod, PodStatus, Time};
 use crate::backoff::{Backoff, BackoffPolicy};
 use crate::events::{EventType, container_field_path};
 use crate::pod::edges::Node;
-use crate::pod::execute::{Execution, Halt, Outcome, Progress, Reporter, go_error};
-use crate::pod::observation::{ContainerPhase, Observation};
+use crate::pod::execute::go_error;
+use crate::pod::observation::Observation;
 use crate::pod::observe::Observer;
 use crate::pod::plan::{self, BackoffKey, ContainerKind, Plan};
 use crate::pod::restart;
@@ -263,7 +264,7 @@ impl Worker {
             ("DeadlineExceeded", "Pod was active on the node longer than the specified deadline");
         self.node.events.pod(&self.pod, None, EventType::Normal, reason, message.to_owned());
         self.eviction =
-            Some(Eviction { reason: reason.to_owned(), message: message.to_owned(), disruption: false });
+            Some(Eviction { reason: reason.to_owned(), message: message.to_owned(), disruption: None });
     }
 
     fn active_until(&self) -> Option<Duration> {
@@ -388,99 +389,10 @@ impl Worker {
         until
     }
 
-    /// Carries a plan out while status and probes go on.
-    async fn carry_out(&mut self, plan: Plan) {
-        let replaces = !plan.kill.is_empty();
-        let (halt, halted) = watch::channel(false);
-        let (progress, mut news) = mpsc::unbounded_channel();
-        let execution = Execution {
-            node: self.node.clone(),
-            pod: self.pod.clone(),
-            observed: self.observed.clone(),
-            plan,
-            report: Reporter(progress),
-            halt: Halt(halted),
-        };
-        let mut execution = std::pin::pin!(execution.run());
-        let bell = self.bell.clone();
-        let outcome = loop {
-            tokio::select! {
-                // Polled by reference and never dropped before its end.
-                outcome = &mut execution => break outcome,
-                // Receivers, a notify and a watch lose nothing when another arm comes first.
-                Some(progress) = news.recv() => self.apply(progress).await,
-                () = bell.rung() => if !replaces {
-                    self.look_amid().await;
-                },
-                Some(report) = self.probe_reports.recv() => self.apply_probe(&report),
-                Ok(()) = self.desired.changed() => {
-                    if self.take_desired() != Goal::Run {
-                        halt.send_replace(true);
-                    }
-                }
-            }
-        };
-        while let Ok(progress) = news.try_recv() {
-            self.apply(progress).await;
-        }
-        match outcome {
-            Outcome::Retry if self.held.is_empty() => {
-                self.hold("");
-            }
-            Outcome::Retry => {}
-            Outcome::Done => self.retries.reset(&String::new()),
-        }
-    }
-
-    /// Tells what the runtime told while a plan is carried out. As with a kubelet, whose statuses are made before it
-    /// acts, people see a container that is replaced before and after, and one that is made when it has started.
-    async fn look_amid(&mut self) {
-        if self.look().await.is_ok() {
-            self.observed.containers.retain(|container| container.phase != ContainerPhase::Created);
-            self.report(false);
-        }
-    }
-
     async fn look_and_report(&mut self) {
         // A look that fails here is made again with the next sync, which tells of it.
         if self.look().await.is_ok() {
             self.report(false);
-        }
-    }
-
-    async fn apply(&mut self, progress: Progress) {
-        match progress {
-            Progress::SandboxReady { id } => {
-                self.observer.add_sandbox(id);
-                self.look_and_report().await;
-            }
-            Progress::Created { id, sandbox_id } => self.observer.add_container(id, sandbox_id),
-            Progress::Trying { start } => {
-                let key = self.pod.container(&start.name).map(BackoffKey::of);
-                if let (Some(key), Some(ended)) = (key, start.after_end) {
-                    self.crashes.advance(key, ended, self.node.clock.now().boot);
-                }
-            }
-            Progress::Started { name } => {
-                self.failures.remove(&name);
-                self.retries.reset(&name);
-            }
-            Progress::Failed { name, failure, retry_at } => {
-                match retry_at {
-                    Some(until) => {
-                        self.held.insert(name.clone(), until);
-                    }
-                    // The back-off of a container whose hook failed is that of its end.
-                    None if failure.reason == "PostStartHookError" => {}
-                    None => {
-                        self.hold(&name);
-                    }
-                }
-                self.failures.insert(name, failure);
-                self.look_and_report().await;
-            }
-            Progress::Removed { id } => self.observer.forget_container(&id),
-            Progress::Relist => self.observer.relist(),
         }
     }
 

@@ -32,7 +32,7 @@ impl World {
     fn start(&self) -> NodeAgent {
         let mut config = NodeConfig::new(NAME);
         config.node_ips = vec!["192.0.2.7".parse().unwrap()];
-        config.eviction_hard.clear();
+        config.eviction.thresholds.clear();
         let runtime = Arc::new(self.runtime.clone());
         let runtime = NodeRuntime { runtime: runtime.clone(), images: runtime };
         let machine = MachineFacts {

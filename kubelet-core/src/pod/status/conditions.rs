@@ -33,13 +33,13 @@ pub(super) fn conditions(inputs: &Inputs<'_>, status: &PodStatus) -> Vec<PodCond
     let pod = inputs.pod;
     let foreign = pod.status.conditions.iter().filter(|c| !OWNED.contains(&c.r#type.as_str()));
     let mut all: Vec<PodCondition> = foreign.cloned().collect();
-    if let Some(eviction) = inputs.eviction.filter(|eviction| eviction.disruption)
+    if let Some(message) = inputs.eviction.and_then(|eviction| eviction.disruption.as_ref())
         && !all.iter().any(|condition| is_shared(&condition.r#type))
     {
         let old = inputs.old.and_then(|old| old.conditions.iter().find(|c| is_shared(&c.r#type)));
         all.push(PodCondition {
             reason: "TerminationByKubelet".to_owned(),
-            message: eviction.message.clone(),
+            message: message.clone(),
             observed_generation: pod.metadata.generation,
             last_transition_time: old.map_or(Some(inputs.now.wall()), |old| old.last_transition_time),
             ..condition(DISRUPTION, true)

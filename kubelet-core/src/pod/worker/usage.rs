@@ -23,7 +23,7 @@ impl Worker {
         let over = Box::pin(self.node.resources.over_limit(&self.pod)).await;
         let Some(message) = over.into_iter().next() else { return };
         self.node.events.pod(&self.pod, None, EventType::Warning, "Evicted", message.clone());
-        self.eviction = Some(Eviction { reason: "Evicted".to_owned(), message, disruption: false });
+        self.eviction = Some(Eviction { reason: "Evicted".to_owned(), message, disruption: None });
     }
 
     /// Whether a volume on disk has a limit; one in memory is held by its file system.
