@@ -1,11 +1,18 @@
 //! Whether this node takes a pod that was bound to it: resources, node selector and affinity, name, ports, taints,
-//! operating system.
+//! operating system; and which pods make room for a critical one.
 //!
 //! Called by the reader of the API's pods for each new one; pure. Order, reasons and texts are those of the kubelet's
 //! `lifecycle/predicate.go` and of the scheduler's plugins that it calls (1.36).
 
+mod preemption;
+
+use std::fmt;
+
+use self::preemption::{Need, Needs, victims};
 use crate::api::{Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration};
+use crate::eviction::plan::is_critical;
 use crate::qos::{amount, pod_requests};
+use crate::source::is_static;
 
 /// Why a pod is not taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,26 +23,53 @@ pub struct Rejection {
     pub message: String,
 }
 
-/// The reason why a pod is not taken, or `None` for one that may run beside `others`.
-pub fn reject(pod: &Pod, node: &Node, others: &[&Pod]) -> Option<Rejection> {
-    let rejection = |reason: &str, message: &str| {
-        Some(Rejection { reason: reason.to_owned(), message: message.to_owned() })
-    };
+/// What this node makes of a pod that was bound to it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict<'p> {
+    /// It may run beside the others.
+    Takes,
+    /// It may not.
+    Rejects(Rejection),
+    /// It is critical, and may run once these have ended.
+    Preempts(Vec<&'p Pod>),
+}
+
+/// Whether a pod may run beside `others`.
+pub fn admit<'p>(pod: &Pod, node: &Node, others: &[&'p Pod]) -> Verdict<'p> {
+    let rejects =
+        |reason: &str, message: String| Verdict::Rejects(Rejection { reason: reason.to_owned(), message });
     if let Some(evicted) = crate::eviction::plan::reject(pod, node) {
-        return Some(evicted);
+        return Verdict::Rejects(evicted);
     }
     if pod.metadata.labels.get("kubernetes.io/os").is_some_and(|os| os != "linux") {
         let message = "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label";
-        return rejection("PodOSSelectorNodeLabelDoesNotMatch", message);
+        return rejects("PodOSSelectorNodeLabelDoesNotMatch", message.to_owned());
     }
     if pod.spec.os.as_ref().is_some_and(|os| os.name != "linux") {
-        return rejection("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS");
+        let message = "Failed to admit pod as the OS field doesn't match node OS";
+        return rejects("PodOSNotSupported", message.to_owned());
     }
-    if let Some(lack) = lacking(pod, node, others) {
-        return Some(lack);
+    let lacks = lacking(pod, node, others);
+    // Room can be made for a critical pod, if nothing else speaks against it.
+    if let Some(lack) = lacks.first().filter(|_| !is_critical(pod)) {
+        return rejects(&format!("OutOf{}", lack.resource), lack.to_string());
     }
-    let (predicate, why) = failed_predicate(pod, node, others)?;
-    Some(Rejection { reason: predicate.to_owned(), message: format!("Predicate {predicate} failed: {why}") })
+    if let Some((predicate, why)) = failed_predicate(pod, node, others) {
+        return rejects(predicate, format!("Predicate {predicate} failed: {why}"));
+    }
+    if lacks.is_empty() {
+        return Verdict::Takes;
+    }
+    let need =
+        |lack: &Lack| Need { resource: lack.resource.to_owned(), amount: lack.requested - lack.free() };
+    match victims(pod, others, &Needs(lacks.iter().map(need).collect())) {
+        Ok(victims) => Verdict::Preempts(victims),
+        Err(unmet) => {
+            let message =
+                format!("Unexpected error while attempting to recover from admission failure: {unmet}");
+            rejects("UnexpectedAdmissionError", message)
+        }
+    }
 }
 
 fn failed_predicate(pod: &Pod, node: &Node, others: &[&Pod]) -> Option<(&'static str, &'static str)> {
@@ -51,43 +85,54 @@ fn failed_predicate(pod: &Pod, node: &Node, others: &[&Pod]) -> Option<(&'static
     let untolerated = |taint: &&Taint| {
         taint.effect == "NoExecute" && !pod.spec.tolerations.iter().any(|t| tolerates(t, taint))
     };
-    if node.spec.taints.iter().any(|taint| untolerated(&taint)) {
+    if !is_static(pod) && node.spec.taints.iter().any(|taint| untolerated(&taint)) {
         return Some(("TaintToleration", "node(s) had taints that the pod didn't tolerate"));
     }
     None
 }
 
-/// The first resource of which the node has too little left.
-fn lacking(pod: &Pod, node: &Node, others: &[&Pod]) -> Option<Rejection> {
-    let lack = |resource: &str, requested: i64, used: i64, capacity: i64| {
-        Some(Rejection {
-            reason: format!("OutOf{resource}"),
-            message: format!(
-                "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, \
-                 capacity: {capacity}"
-            ),
-        })
-    };
-    let capacity = |name: &str| node.status.allocatable.get(name).map(|quantity| amount(name, quantity));
-    let count = i64::try_from(others.len()).unwrap_or(i64::MAX);
-    if let Some(pods) = capacity("pods").filter(|pods| count + 1 > *pods) {
-        return lack("pods", 1, count, pods);
+/// A resource of which the node has too little left.
+#[derive(Debug)]
+struct Lack<'a> {
+    resource: &'a str,
+    requested: i64,
+    used: i64,
+    capacity: i64,
+}
+
+impl Lack<'_> {
+    fn free(&self) -> i64 {
+        self.capacity.saturating_sub(self.used)
     }
+}
+
+impl fmt::Display for Lack<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { resource, requested, used, capacity } = self;
+        write!(
+            f,
+            "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"
+        )
+    }
+}
+
+/// What the pod lacks beside the others, in the scheduler's order.
+fn lacking<'a>(pod: &'a Pod, node: &Node, others: &[&Pod]) -> Vec<Lack<'a>> {
     let requests = pod_requests(pod, true);
-    let mut names: Vec<&str> = vec!["cpu", "memory", "ephemeral-storage"];
-    names.extend(
-        requests.keys().copied().filter(|name| !matches!(*name, "cpu" | "memory" | "ephemeral-storage")),
-    );
-    for name in names {
-        let requested = requests.get(name).copied().unwrap_or(0);
-        let Some(capacity) = capacity(name).filter(|_| requested > 0) else { continue };
+    let usual = ["cpu", "memory", "ephemeral-storage"];
+    let more = requests.keys().copied().filter(|name| !usual.contains(name));
+    let count = i64::try_from(others.len()).unwrap_or(i64::MAX);
+    let wanted = usual.into_iter().chain(more).filter_map(|name| {
+        let requested = requests.get(name).copied().filter(|requested| *requested > 0)?;
         let used = others.iter().map(|other| pod_requests(other, true).get(name).copied().unwrap_or(0));
-        let used = used.fold(0, i64::saturating_add);
-        if requested > capacity.saturating_sub(used) {
-            return lack(name, requested, used, capacity);
-        }
-    }
-    None
+        Some((name, requested, used.fold(0, i64::saturating_add)))
+    });
+    let all = std::iter::once(("pods", 1, count)).chain(wanted);
+    let lacks = all.filter_map(|(resource, requested, used)| {
+        let capacity = amount(resource, node.status.allocatable.get(resource)?);
+        Some(Lack { resource, requested, used, capacity })
+    });
+    lacks.filter(|lack| lack.requested > lack.free()).collect()
 }
 
 /// Node selector and required node affinity.

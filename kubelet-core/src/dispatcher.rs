@@ -34,7 +34,7 @@ pub(crate) enum Command {
     /// Stop the workers, leave the pods.
     Drain { done: oneshot::Sender<()> },
     /// End one pod for the node's sake.
-    Evict { uid: Arc<str>, eviction: Eviction, grace: i64 },
+    Evict { uid: Arc<str>, eviction: Eviction, grace: Option<i64> },
     /// End all pods, start none any more.
     StopPods { grace: Option<i64>, done: oneshot::Sender<()> },
 }
@@ -265,11 +265,14 @@ impl Dispatcher {
         waiting.push(done);
     }
 
-    fn evict(&self, uid: &Arc<str>, eviction: Eviction, grace: i64) {
+    fn evict(&self, uid: &Arc<str>, eviction: Eviction, grace: Option<i64>) {
         let Some(entry) = self.entries.get(uid) else { return };
-        entry.desired.send_modify(|desired| {
-            desired.grace = Some(desired.grace.map_or(grace, |own| own.min(grace)));
+        entry.desired.send_if_modified(|desired| {
+            let shorter = [desired.grace, grace].into_iter().flatten().min();
+            let is_news = desired.eviction.is_none() || desired.grace != shorter;
+            desired.grace = shorter;
             desired.eviction.get_or_insert(eviction);
+            is_news
         });
     }
 

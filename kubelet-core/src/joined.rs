@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::kubelet::{Kubelet, PodViews};
 use crate::objects::ApiObjects;
 use crate::source::{ApiPods, ApiPodsInputs, News, PodSet};
-use crate::{event_writer, kept, status_writer};
+use crate::{event_writer, kept, preemption, status_writer};
 
 /// What a joined node is made of.
 #[derive(Clone)]
@@ -130,6 +130,8 @@ impl Joined {
             node: config.node.clone(),
             idle: self.idle.clone(),
         }));
+        let preempted = self.pods.preempted.clone();
+        self.tasks.spawn(preemption::run(preempted, kubelet.evictor(), kubelet.events().clone()));
         if let Some(path) = config.kept.clone() {
             self.tasks.spawn(kept::keep(kept::Inputs {
                 path,

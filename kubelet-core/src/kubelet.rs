@@ -282,7 +282,7 @@ impl Kubelet {
         self.probe_counts.clone()
     }
 
-    /// What ends pods for the node's sake, for [`crate::eviction`].
+    /// What ends pods for the node's sake: for [`crate::eviction`], and for critical pods.
     pub fn evictor(&self) -> Evictor {
         let (commands, statuses) = (self.commands.clone(), self.statuses.clone());
         Evictor { commands, statuses, garbage: self.garbage.clone() }
@@ -325,6 +325,11 @@ impl Evictor {
         self.statuses.borrow().clone()
     }
 
+    /// The same, as they change.
+    pub(crate) fn statuses(&self) -> watch::Receiver<PodViews> {
+        self.statuses.clone()
+    }
+
     /// Removes every dead container and unused image, and returns when that was tried.
     pub(crate) async fn collect_all_garbage(&self) {
         if let Some(garbage) = &self.garbage {
@@ -332,15 +337,20 @@ impl Evictor {
         }
     }
 
-    /// Ends a pod and waits a while for it; false once the kubelet is gone.
+    /// Ends a pod within `grace` seconds and waits a while for it; false once the kubelet is gone.
     pub(crate) async fn evict(&self, uid: &Arc<str>, eviction: Eviction, grace: i64, wait: Duration) -> bool {
-        let command = Command::Evict { uid: uid.clone(), eviction, grace };
-        if self.commands.send(command).await.is_err() {
+        if !self.begin(uid, eviction, Some(grace)).await {
             return false;
         }
         let mut statuses = self.statuses.clone();
         let has_ended = |views: &PodViews| views.get(uid).is_none_or(|view| view.ended);
         !matches!(tokio::time::timeout(wait, statuses.wait_for(has_ended)).await, Ok(Err(_)))
+    }
+
+    /// Has a pod end within `grace` seconds or its own grace period; false once the kubelet is gone. A pod that it does
+    /// not have yet is none of its business, and one that ends already goes on ending.
+    pub(crate) async fn begin(&self, uid: &Arc<str>, eviction: Eviction, grace: Option<i64>) -> bool {
+        self.commands.send(Command::Evict { uid: uid.clone(), eviction, grace }).await.is_ok()
     }
 }
 

@@ -12,6 +12,7 @@
 //! | publisher | the map of statuses | reports | `watch` of the map |
 //! | [`joined`]: pods of the API | which of them run here | one filtered watch | `watch` of the desired pods |
 //! | [`joined`]: keeper | what is on disk of the pods and objects | `watch` of the desired pods, of the map, of objects | a file |
+//! | [`joined`]: preemption | - | `watch` of the pods that make room for critical ones | commands to the dispatcher |
 //! | [`joined`]: writer of statuses, writer of events | what the API has | `watch` of the map, the recorder | requests |
 //! | [`objects`], one per followed object | - | its watch | `watch` of a count |
 //! | garbage collector, log rotation | what is to be cleaned up and when | statuses | - |
@@ -41,6 +42,7 @@ pub mod node;
 pub mod objects;
 mod pod;
 pub mod pod_cgroup;
+mod preemption;
 mod probe;
 pub mod qos;
 pub mod resolv;

@@ -21,7 +21,13 @@ fn asking(resources: Value) -> Pod {
 }
 
 fn verdict(pod: &Pod, node: &Node, others: &[&Pod]) -> String {
-    reject(pod, node, others).map_or("taken".to_owned(), |r| format!("{}: {}", r.reason, r.message))
+    match admit(pod, node, others) {
+        Verdict::Takes => "taken".to_owned(),
+        Verdict::Rejects(Rejection { reason, message }) => format!("{reason}: {message}"),
+        Verdict::Preempts(victims) => {
+            victims.iter().map(|pod| format!("instead of {}", pod.metadata.name)).collect()
+        }
+    }
 }
 
 #[test]
@@ -49,6 +55,30 @@ fn what_is_left_decides() {
     );
     // What the node does not know of is somebody else's affair.
     assert_eq!(verdict(&asking(json!({"example.com/gpu": "1"})), &node, &[]), "taken");
+}
+
+#[test]
+fn room_is_made_for_a_critical_pod_unless_something_else_speaks_against_it() {
+    let node = node();
+    let other = asking(json!({"cpu": "1500m"}));
+    let critical = |more: Value| {
+        let mut spec = json!({"priority": 2_000_000_000,
+            "containers": [{"name": "c", "resources": {"requests": {"cpu": "1"}}}]});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        pod(spec)
+    };
+    assert_eq!(verdict(&critical(json!({})), &node, &[&other]), "instead of p");
+    assert_eq!(
+        verdict(&critical(json!({"nodeName": "other"})), &node, &[&other]),
+        "NodeName: Predicate NodeName failed: node(s) didn't match the requested node name"
+    );
+    let first = critical(json!({}));
+    assert_eq!(
+        verdict(&critical(json!({"overhead": {"cpu": "1"}})), &node, &[&first]),
+        "UnexpectedAdmissionError: Unexpected error while attempting to recover from admission failure: \
+         preemption: error finding a set of pods to preempt: no set of running pods found to reclaim resources: \
+         [(res: cpu, q: 1000), ]"
+    );
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //! | `watch<PodSet>` | this task | dispatcher |
 //! | `watch<bool>`: all sources were seen | this task | dispatcher, garbage collector |
 //! | [`News`] | this task | writer of statuses |
+//! | `watch<Vec<Arc<Pod>>>`: pods that have to end | this task | preemption |
 //!
 //! Until the first list came, pods of the folder run and nothing is removed: the API server may want it. While the
 //! API server is away the last word stands; after a start without it, the word that was kept on disk.
@@ -24,7 +25,7 @@ use tokio::task::JoinHandle;
 use super::PodSet;
 use super::api_pod::ApiPod;
 use super::api_table::{News, Table};
-use crate::api::Node;
+use crate::api::{Node, Pod};
 use crate::clock::Clock;
 use crate::kept::Kept;
 use crate::objects::ApiObjects;
@@ -50,6 +51,8 @@ pub(crate) struct Inputs {
 pub(crate) struct ApiPods {
     pub(crate) pods: watch::Receiver<PodSet>,
     pub(crate) seen: watch::Receiver<bool>,
+    /// Pods that have to end so that critical ones fit.
+    pub(crate) preempted: watch::Receiver<Vec<Arc<Pod>>>,
     task: JoinHandle<()>,
 }
 
@@ -59,9 +62,12 @@ impl ApiPods {
         let (pods, pods_receiver) = watch::channel(inputs.statics.borrow().clone());
         let (seen, seen_receiver) = watch::channel(false);
         let (news, news_receiver) = mpsc::unbounded_channel();
-        let task = Task { table: Table::default(), statics: inputs.statics.clone(), pods, seen, news };
+        let (preempted, preempted_receiver) = watch::channel(Vec::new());
+        let statics = inputs.statics.clone();
+        let task = Task { table: Table::default(), statics, pods, seen, preempted, news };
         let task = tokio::spawn(task.run(inputs));
-        (Self { pods: pods_receiver, seen: seen_receiver, task }, news_receiver)
+        let api_pods = Self { pods: pods_receiver, seen: seen_receiver, preempted: preempted_receiver, task };
+        (api_pods, news_receiver)
     }
 }
 
@@ -76,6 +82,7 @@ struct Task {
     statics: watch::Receiver<PodSet>,
     pods: watch::Sender<PodSet>,
     seen: watch::Sender<bool>,
+    preempted: watch::Sender<Vec<Arc<Pod>>>,
     news: mpsc::UnboundedSender<News>,
 }
 
@@ -157,6 +164,13 @@ impl Task {
                 *pods = Arc::new(desired);
             }
             !same
+        });
+        self.preempted.send_if_modified(|preempted| {
+            let now = self.table.preempted();
+            let is_news =
+                !preempted.iter().map(|pod| &pod.metadata.uid).eq(now.iter().map(|pod| &pod.metadata.uid));
+            *preempted = now;
+            is_news
         });
         // After the pods, so that whoever hears of it finds them.
         let settled = self.table.is_settled();

@@ -17,7 +17,7 @@ use coracle_cluster::Change;
 
 use super::PodSet;
 use super::api_pod::{ApiPod, BadPod, SEEN_ANNOTATION, SOURCE_ANNOTATION, is_mirror};
-use crate::admission::{Rejection, reject};
+use crate::admission::{Rejection, Verdict, admit};
 use crate::api::{Node, Pod, PodCondition};
 use crate::pod::status::{is_owned_condition, is_terminal_phase};
 
@@ -69,6 +69,10 @@ pub(crate) struct Table {
     complete: bool,
     /// Pods that cannot be read, by UID, with why: each is told once.
     bad: BTreeMap<String, String>,
+    /// Pods that have to end so that critical ones fit.
+    preempted: BTreeSet<Arc<str>>,
+    /// Pods of the folder that room was made for.
+    settled_statics: BTreeSet<Arc<str>>,
 }
 
 impl Table {
@@ -119,6 +123,7 @@ impl Table {
 
     fn remove(&mut self, uid: Arc<str>) -> Option<News> {
         self.bad.remove(&*uid);
+        self.preempted.remove(&uid);
         self.pods.remove(&uid).map(|_| News::Gone { uid })
     }
 
@@ -171,8 +176,9 @@ impl Table {
         }
     }
 
-    /// Decides about new pods, oldest first, once all are known. A pod that this node took before it lost its memory
-    /// is not asked again; others wait while the node itself is not known.
+    /// Decides about new pods once all are known: first those that ran before, then the oldest. A pod that this node took
+    /// before it lost its memory is not asked again; others wait while the node itself is not known, and a critical one
+    /// until those have ended that make room for it.
     pub(crate) fn admit(&mut self, node: Option<&Node>, statics: &PodSet) -> Vec<News> {
         if !self.complete || self.listing.is_some() {
             return Vec::new();
@@ -181,7 +187,9 @@ impl Table {
         let mut new: Vec<_> = new
             .map(|(uid, entry)| {
                 let metadata = &entry.pod.metadata;
-                (metadata.creation_timestamp, metadata.namespace.clone(), metadata.name.clone(), uid.clone())
+                let is_new = entry.pod.status.start_time.is_none();
+                let name = (metadata.namespace.clone(), metadata.name.clone());
+                (is_new, metadata.creation_timestamp, name, uid.clone())
             })
             .collect();
         new.sort_unstable();
@@ -193,11 +201,14 @@ impl Table {
                 news.push(News::Seen { pod: entry.pod.clone(), part });
             }
         }
+        if let Some(node) = node {
+            self.make_room_for_statics(node, statics);
+        }
         news
     }
 
-    fn part_of(&self, uid: &Arc<str>, node: Option<&Node>, statics: &PodSet) -> Option<Part> {
-        let pod = &self.pods.get(uid)?.pod;
+    fn part_of(&mut self, uid: &Arc<str>, node: Option<&Node>, statics: &PodSet) -> Option<Part> {
+        let pod = self.pods.get(uid)?.pod.clone();
         let status = &pod.status;
         if is_terminal_phase(&status.phase) {
             let ran = !status.container_statuses.is_empty() || !status.init_container_statuses.is_empty();
@@ -206,11 +217,51 @@ impl Table {
         if status.start_time.is_some() || pod.metadata.deletion_timestamp.is_some() {
             return Some(Part::Runs);
         }
-        let running =
-            self.pods.values().filter(|entry| entry.part == Some(Part::Runs)).map(|entry| &entry.pod);
-        let others = statics.values().chain(running).map(|pod| &**pod);
-        let others: Vec<&Pod> = others.filter(|pod| !is_terminal_phase(&pod.status.phase)).collect();
-        Some(reject(pod, node?, &others).map_or(Part::Runs, |rejection| Part::Idle(Some(rejection))))
+        let node = node?;
+        let others: Vec<&Pod> = self.active(statics).map(|(_, pod)| pod).collect();
+        match admit(&pod, node, &others) {
+            Verdict::Takes => Some(Part::Runs),
+            Verdict::Rejects(rejection) => Some(Part::Idle(Some(rejection))),
+            Verdict::Preempts(_) => {
+                self.make_room(&pod, node, statics);
+                None
+            }
+        }
+    }
+
+    /// Pods of the folder run in any case: what lacks for one that is new is taken from others.
+    fn make_room_for_statics(&mut self, node: &Node, statics: &PodSet) {
+        self.settled_statics.retain(|uid| statics.contains_key(uid));
+        for (uid, pod) in statics.iter() {
+            if self.settled_statics.insert(uid.clone()) {
+                self.make_room(pod, node, statics);
+            }
+        }
+    }
+
+    /// Chooses who ends for a critical pod, beyond those that end already.
+    fn make_room(&mut self, pod: &Pod, node: &Node, statics: &PodSet) {
+        let stays =
+            |(uid, _): &(&Arc<str>, &Pod)| !self.preempted.contains(*uid) && **uid != pod.metadata.uid;
+        let others: Vec<&Pod> = self.active(statics).filter(stays).map(|(_, pod)| pod).collect();
+        if let Verdict::Preempts(victims) = admit(pod, node, &others) {
+            let victims: Vec<Arc<str>> = victims.iter().map(|pod| pod.metadata.uid.clone()).collect();
+            self.preempted.extend(victims);
+        }
+    }
+
+    /// What runs here and counts for those that come.
+    fn active<'a>(&'a self, statics: &'a PodSet) -> impl Iterator<Item = (&'a Arc<str>, &'a Pod)> {
+        let running = self.pods.iter().filter(|(_, entry)| entry.part == Some(Part::Runs));
+        let running = running.map(|(uid, entry)| (uid, &*entry.pod));
+        let statics = statics.iter().map(|(uid, pod)| (uid, &**pod));
+        statics.chain(running).filter(|(_, pod)| !is_terminal_phase(&pod.status.phase))
+    }
+
+    /// The pods that have to end so that critical ones fit, until they have.
+    pub(crate) fn preempted(&self) -> Vec<Arc<Pod>> {
+        let entries = self.preempted.iter().filter_map(|uid| self.pods.get(uid));
+        entries.map(|entry| entry.pod.clone()).filter(|pod| !is_terminal_phase(&pod.status.phase)).collect()
     }
 
     /// Whether every source was heard and every pod decided about: what is not wanted now is not wanted.

@@ -181,6 +181,39 @@ async fn a_pod_that_is_not_taken_fails_and_runs_nothing() {
 }
 
 #[tokio::test]
+async fn a_critical_pod_runs_once_those_that_make_room_have_ended() {
+    let node = Joint::new().await;
+    let asking = |cpu: &str, more: Value| {
+        let mut spec = json!({"containers": [{"name": "main", "image": "web", "resources": {"requests": {"cpu": cpu}}}]});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        spec
+    };
+    node.bind("small", asking("500m", json!({})));
+    node.bind("large", asking("1500m", json!({})));
+    let small = node.until("small", is_ready).await;
+    node.until("large", is_ready).await;
+    node.bind("critical", asking("1200m", json!({"priority": 2_000_000_000})));
+    let large = node.until("large", |pod| pod["status"]["phase"] == "Failed").await;
+    let status = &large["status"];
+    assert_eq!(status["reason"], "Preempting");
+    assert_eq!(status["message"], "Preempted in order to admit critical pod");
+    let conditions = status["conditions"].as_array().unwrap();
+    let target = conditions.iter().find(|c| c["type"] == "DisruptionTarget").unwrap();
+    assert_eq!((&target["status"], &target["reason"]), (&json!("True"), &json!("TerminationByKubelet")));
+    assert_eq!(target["message"], "Pod was preempted by Kubelet to accommodate a critical pod.");
+    let critical = node.until("critical", is_ready).await;
+    let ended = &status["containerStatuses"][0]["state"]["terminated"]["finishedAt"];
+    let started = &critical["status"]["containerStatuses"][0]["state"]["running"]["startedAt"];
+    assert!(ended.as_str().unwrap() <= started.as_str().unwrap(), "{ended} {started}");
+    let events = node.kubelet.events().snapshot();
+    let told: Vec<_> = events.iter().filter(|event| event.reason == "Preempting").collect();
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].message, "Preempted in order to admit critical pod");
+    let now = node.until("small", is_ready).await;
+    assert_eq!(now["status"]["containerStatuses"], small["status"]["containerStatuses"], "it was let be");
+}
+
+#[tokio::test]
 async fn without_an_api_nothing_is_removed_and_the_folder_runs() {
     let node = Joint::new().await;
     node.bind("web", json!({}));

@@ -126,3 +126,38 @@ fn mirrors_and_pods_that_ended_before_they_ran_are_not_run() {
 }
 
 const MIRROR: &str = super::super::api_pod::MIRROR_ANNOTATION;
+
+#[test]
+fn room_is_made_once_for_critical_pods_of_the_api_and_of_the_folder() {
+    let started = |name: &str, uid: &str| {
+        let mut pod = pod(name, uid);
+        pod["status"]["startTime"] = json!("2026-01-01T00:00:00Z");
+        pod
+    };
+    let chosen =
+        |table: &Table| table.preempted().iter().map(|pod| pod.metadata.uid.to_string()).collect::<Vec<_>>();
+    let mut critical = pod("bb", "critical");
+    critical["spec"]["priority"] = json!(2_000_000_000);
+    let mut table = listed(&[started("a", "victim"), critical, started("ccc", "other")]);
+    let mut roomy = node();
+    roomy.status.allocatable.insert("cpu".into(), "1500m".parse().unwrap());
+    for _ in 0..2 {
+        table.admit(Some(&roomy), &PodSet::default());
+        assert_eq!(chosen(&table), ["victim"], "one is enough");
+        assert_eq!(desired(&table), ["other", "victim"], "it waits for the end of that one");
+    }
+    // A pod of the folder does not wait; it takes from whom is left.
+    let mut lone = table.pods["victim"].pod.as_ref().clone();
+    lone.metadata.uid = Arc::from("lone");
+    lone.metadata.annotations.insert(SOURCE_ANNOTATION.to_owned(), "file".to_owned());
+    lone.status = crate::api::PodStatus::default();
+    let statics: PodSet = Arc::new(BTreeMap::from([(Arc::from("lone"), Arc::new(lone))]));
+    table.admit(Some(&roomy), &statics);
+    assert_eq!(chosen(&table), ["other", "victim"], "with it the critical one needs more");
+    let mut ended = started("ccc", "other");
+    ended["status"]["phase"] = json!("Failed");
+    table.apply(Change::Applied(api(ended)), "t1");
+    table.admit(Some(&roomy), &PodSet::default());
+    assert_eq!(chosen(&table), ["victim"], "what has begun to end ends");
+    assert!(desired(&table).contains(&"critical".to_owned()));
+}
