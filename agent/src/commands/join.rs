@@ -1,5 +1,6 @@
 //! `coracle join`: obtains a node's credentials, writes the settings that `coracle run` needs, and ends.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -31,7 +32,7 @@ pub(crate) fn run(args: &JoinCommandArgs) -> Result<ExitCode> {
         .build()
         .context("cannot start the event loop")?
         .block_on(coracle_bootstrap::join(&config))?;
-    replace_durably(&args.config, text.as_bytes(), 0o600)?;
+    replace_durably(&args.config, text.as_bytes(), mode_of(&args.config))?;
     println!("joined as {name}; settings are in {}; start the node with: coracle run", args.config.display());
     Ok(ExitCode::SUCCESS)
 }
@@ -64,6 +65,12 @@ fn path_value(flag: &'static str, path: &Path) -> Result<Value> {
     Ok(Value::from(path.to_str().with_context(|| format!("{flag}: {} is no text", path.display()))?))
 }
 
+/// The mode of a settings file that is there. A new one may be read by everybody: what is written there holds names and
+/// paths, no secret.
+fn mode_of(path: &Path) -> u32 {
+    std::fs::metadata(path).map_or(0o644, |known| known.permissions().mode() & 0o7777)
+}
+
 /// The settings file with these settings in it. What somebody wrote there stays as it is.
 fn merged(path: &Path, settings: &[(&'static str, Value)]) -> Result<String> {
     let mut text = match std::fs::read_to_string(path) {
@@ -92,6 +99,18 @@ fn merged(path: &Path, settings: &[(&'static str, Value)]) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_settings_file_keeps_its_mode() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.yaml");
+        assert_eq!(mode_of(&path), 0o644);
+        for mode in [0o600, 0o640] {
+            std::fs::write(&path, "").unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(mode_of(&path), mode);
+        }
+    }
 
     #[test]
     fn settings_are_added_to_what_somebody_wrote() {

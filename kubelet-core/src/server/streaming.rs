@@ -5,9 +5,10 @@
 //! runtime itself, and only bytes are copied; where its protocol is one that the runtime has refused (WebSocket with
 //! half-closes, SPDY within WebSocket), it is relayed by SPDY, which every runtime speaks.
 
+mod refusal;
+
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use coracle_cri::v1::ExecSyncRequest;
 use coracle_cri::{Code, Status};
@@ -26,6 +27,7 @@ use hyper::{HeaderMap, Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::sync::OwnedSemaphorePermit;
 
+use self::refusal::Refusal;
 use super::answer::{self, Answer, JSON, TEXT};
 use super::route::{Place, parameters};
 use super::{Shared, pods};
@@ -40,13 +42,13 @@ const NOT_SPOKEN: [StatusCode; 4] = [
     StatusCode::UPGRADE_REQUIRED,
 ];
 
-/// What the runtime has shown not to speak; found out once.
+/// What the runtime has shown not to speak, a while ago at most.
 #[derive(Debug, Default)]
 pub(super) struct RefusedProtocols {
     /// WebSocket with half-closes.
-    exec: AtomicBool,
+    exec: Refusal,
     /// SPDY within WebSocket.
-    port_forward: AtomicBool,
+    port_forward: Refusal,
 }
 
 /// What a connection goes on with after its answer.
@@ -249,20 +251,21 @@ fn as_client(request: &Request<Incoming>) -> HeaderMap {
     headers
 }
 
-/// Asks the runtime in the client's own protocol, which it may not know: None, and not asked again, if so.
+/// Asks the runtime in the client's own protocol, which it may not know: None, and not asked again for a while, if so.
 async fn ask_as_client(
     shared: &Shared,
     wanted: Wanted,
     request: &Request<Incoming>,
-    refused: &AtomicBool,
+    refused: &Refusal,
 ) -> Result<Option<(HeaderMap, RuntimeStream)>, Answer> {
-    if refused.load(Ordering::Relaxed) {
+    let now = shared.config.clock.now().boot;
+    if refused.counts(now) {
         return Ok(None);
     }
     match ask_runtime(shared, wanted, request.method(), as_client(request)).await {
         Ok(there) => Ok(Some(there)),
         Err(answer) if NOT_SPOKEN.contains(&answer.status()) => {
-            refused.store(true, Ordering::Relaxed);
+            refused.note(now);
             Ok(None)
         }
         Err(answer) => Err(answer),
