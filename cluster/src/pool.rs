@@ -8,16 +8,13 @@
 //!
 //! Concurrency: one lock over plain data, never held across an await.
 
-use std::pin::Pin;
+mod server_clock;
+mod service;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Instant;
 
-use bytes::Bytes;
-use futures_util::future::BoxFuture;
 use http::{Method, Request, Response, StatusCode, Uri, header};
-use http_body::Frame;
-use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use kube::client::Body;
 use tokio::sync::watch;
@@ -26,21 +23,15 @@ use crate::access::{Access, Server};
 use crate::connect::{ConnectError, Sender, connect};
 use crate::patience::Patience;
 
+use self::server_clock::ServerClock;
+use self::service::Held;
+pub(crate) use self::service::Service;
+
 /// API servers allow 100 streams on a connection; some room stays for what is shorter than a watch.
 const STREAMS: usize = 80;
 
 /// Idle HTTP/1.1 connections that are kept.
 const IDLE: usize = 2;
-
-/// Seconds by which clocks may be apart before it is told.
-const SKEW: u64 = 120;
-
-/// What an API server's clock said, and when.
-#[derive(Default)]
-struct ServerClock {
-    said: Option<(std::time::SystemTime, Instant)>,
-    off: bool,
-}
 
 /// Whether API servers answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,7 +94,7 @@ pub(crate) struct Pool {
     lines: Mutex<Lines>,
     connecting: tokio::sync::Mutex<()>,
     connection: watch::Sender<Connection>,
-    clock: Mutex<ServerClock>,
+    clock: ServerClock,
     pub(crate) patience: Patience,
 }
 
@@ -149,7 +140,7 @@ impl Pool {
             lines: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
             connection: watch::Sender::new(Connection::Starting),
-            clock: Mutex::default(),
+            clock: ServerClock::default(),
             patience,
         })
     }
@@ -202,7 +193,7 @@ impl Pool {
             Ok(response) => {
                 lease.answered = true;
                 self.answered(&lease.server, response.status());
-                self.read_clock(response.headers());
+                self.clock.read(response.headers());
                 Ok(response.map(|body| Held { body, _lease: lease }))
             }
             Err(mut failed) => {
@@ -303,31 +294,9 @@ impl Pool {
         }
     }
 
-    /// Servers say their time in every answer. A clock that is off is told once, and once when it is right again.
-    fn read_clock(&self, headers: &http::HeaderMap) {
-        let Some(date) = headers.get(header::DATE).and_then(|date| date.to_str().ok()) else { return };
-        let parser = jiff::fmt::rfc2822::DateTimeParser::new();
-        let Ok(date) = parser.parse_timestamp(date) else { return };
-        let now = jiff::Timestamp::now();
-        let ahead = now.as_second() - date.as_second();
-        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
-        clock.said = Some((date.into(), Instant::now()));
-        let off = ahead.unsigned_abs() > if clock.off { SKEW / 2 } else { SKEW };
-        if off != std::mem::replace(&mut clock.off, off) {
-            if off {
-                tracing::error!(
-                    "this machine's clock says {now:.0}, the API server's {date}: set the clock (NTP), or leases and certificates go wrong"
-                );
-            } else {
-                tracing::info!("this machine's clock and the API server's agree again");
-            }
-        }
-    }
-
     /// The time of the server that answered last.
     pub(crate) fn server_time(&self) -> Option<std::time::SystemTime> {
-        let clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
-        clock.said.map(|(date, at)| date + at.elapsed())
+        self.clock.now()
     }
 
     /// This server is alive but cannot serve: what comes next goes to another one, if there is one.
@@ -505,47 +474,4 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         next = error.source();
     }
     text
-}
-
-/// The body of an answer, which holds its stream until it is dropped.
-pub(crate) struct Held {
-    body: Incoming,
-    _lease: Lease,
-}
-
-impl http_body::Body for Held {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// The pool as the service that [`kube::Client`] stands on.
-pub(crate) struct Service(pub(crate) Arc<Pool>);
-
-impl tower::Service<Request<Body>> for Service {
-    type Response = Response<Held>;
-    type Error = TransportError;
-    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        Box::pin(self.0.clone().send(request))
-    }
 }

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::references::{ObjectKind, Reference};
 use super::{Service, ServicePort};
-use crate::api::{ByteString, ConfigMap, Secret};
+use crate::api::{ByteString, ConfigMap, ObjectMeta, Secret};
 
 /// What is known of a followed thing.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,13 +40,14 @@ pub(super) async fn follow(cluster: Cluster, reference: Reference, mut publish: 
     let scope = if reference.name.is_empty() { scope } else { scope.named(&reference.name) };
     match reference.kind {
         ObjectKind::ConfigMap => {
-            let found = |map: Option<ApiConfigMap>| Found::ConfigMap(map.map(|map| Arc::new(map.into())));
-            follow_one(cluster.watch::<ApiConfigMap>(scope), found, publish).await;
+            let found = |map: Option<Payload<String>>| Found::ConfigMap(map.map(|map| Arc::new(map.into())));
+            follow_one(cluster.watch(scope), found, publish).await;
         }
         ObjectKind::Secret => {
-            let found =
-                |secret: Option<ApiSecret>| Found::Secret(secret.map(|secret| Arc::new(secret.into())));
-            follow_one(cluster.watch::<ApiSecret>(scope), found, publish).await;
+            let found = |secret: Option<Payload<ByteString>>| {
+                Found::Secret(secret.map(|secret| Arc::new(secret.into())))
+            };
+            follow_one(cluster.watch(scope), found, publish).await;
         }
         ObjectKind::Service => follow_services(cluster, scope, &mut publish).await,
     }
@@ -114,59 +115,43 @@ struct Metadata {
     namespace: String,
 }
 
-/// A ConfigMap without what no pod sees.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct ApiConfigMap {
-    metadata: Metadata,
-    immutable: Option<bool>,
-    data: Option<BTreeMap<String, String>>,
-    binary_data: Option<BTreeMap<String, ByteString>>,
-}
-
-impl Object for ApiConfigMap {
-    const RESOURCE: Resource = Resource::namespaced("", "v1", "configmaps", "ConfigMap");
-}
-
-impl From<ApiConfigMap> for ConfigMap {
-    fn from(object: ApiConfigMap) -> Self {
-        let mut map = Self {
-            immutable: object.immutable,
-            data: object.data.unwrap_or_default(),
-            binary_data: object.binary_data.unwrap_or_default(),
-            ..Self::default()
-        };
-        map.metadata.name = object.metadata.name;
-        map.metadata.namespace = object.metadata.namespace;
-        map
+impl From<Metadata> for ObjectMeta {
+    fn from(Metadata { name, namespace }: Metadata) -> Self {
+        Self { name, namespace, ..Self::default() }
     }
 }
 
-/// A Secret without what no pod sees.
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct ApiSecret {
+/// A ConfigMap or a Secret without what no pod sees: the data of the one are texts, of the other bytes.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Payload<V> {
+    #[serde(default)]
     metadata: Metadata,
     immutable: Option<bool>,
-    r#type: String,
-    data: Option<BTreeMap<String, ByteString>>,
+    r#type: Option<String>,
+    data: Option<BTreeMap<String, V>>,
+    binary_data: Option<BTreeMap<String, ByteString>>,
 }
 
-impl Object for ApiSecret {
+impl Object for Payload<String> {
+    const RESOURCE: Resource = Resource::namespaced("", "v1", "configmaps", "ConfigMap");
+}
+
+impl Object for Payload<ByteString> {
     const RESOURCE: Resource = Resource::namespaced("", "v1", "secrets", "Secret");
 }
 
-impl From<ApiSecret> for Secret {
-    fn from(object: ApiSecret) -> Self {
-        let mut secret = Self {
-            immutable: object.immutable,
-            r#type: object.r#type,
-            data: object.data.unwrap_or_default(),
-            ..Self::default()
-        };
-        secret.metadata.name = object.metadata.name;
-        secret.metadata.namespace = object.metadata.namespace;
-        secret
+impl From<Payload<String>> for ConfigMap {
+    fn from(Payload { metadata, immutable, data, binary_data, .. }: Payload<String>) -> Self {
+        let (data, binary_data) = (data.unwrap_or_default(), binary_data.unwrap_or_default());
+        Self { metadata: metadata.into(), immutable, data, binary_data, ..Self::default() }
+    }
+}
+
+impl From<Payload<ByteString>> for Secret {
+    fn from(Payload { metadata, immutable, r#type, data, .. }: Payload<ByteString>) -> Self {
+        let (r#type, data) = (r#type.unwrap_or_default(), data.unwrap_or_default());
+        Self { metadata: metadata.into(), immutable, r#type, data, ..Self::default() }
     }
 }
 
