@@ -186,6 +186,26 @@ fn a_volume_that_outgrows_its_limit_evicts_the_pod() {
 }
 
 #[test]
+fn a_pod_of_the_folder_has_users_of_its_own() {
+    // Our own runtime: whether another has them is its own affair.
+    let mut fixture = Fixture::start_with("users", Options::default());
+    let manifest = pod("own", &["count", "7"], "  hostUsers: false\n").replace("  hostNetwork: true\n", "");
+    fixture.put("own.yaml", &manifest);
+    let own = fixture.wait_pod("own", "it runs", is_running);
+    let pid = fixture.node.processes_with("count")[0];
+    let map = std::fs::read_to_string(format!("/proc/{pid}/uid_map")).unwrap();
+    let ids: Vec<u32> = map.split_whitespace().map(|word| word.parse().unwrap()).collect();
+    assert!(ids[0] == 0 && ids[1] >= 65536 && ids[1] % 65536 == 0 && ids[2] == 65536, "{map}");
+    assert_eq!(std::fs::read_to_string(format!("/proc/{pid}/gid_map")).unwrap(), map);
+    let kept =
+        fixture.node.disk.join(format!("pods/pods/{}/userns", own["metadata"]["uid"].as_str().unwrap()));
+    assert!(std::fs::read_to_string(&kept).unwrap().contains(&format!("\"hostId\":{}", ids[1])));
+    fixture.remove("own.yaml");
+    fixture.node.wait("its users are given back", LIMIT, |_| Ok(!kept.exists())).unwrap();
+    fixture.finish();
+}
+
+#[test]
 fn pods_of_the_folder_run_while_no_server_answers_the_first_join() {
     let flags = [
         "--server=https://192.0.2.1:6443",

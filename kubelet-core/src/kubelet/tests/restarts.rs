@@ -1,6 +1,6 @@
 //! Restart policies, back-off, and pods that end by themselves.
 
-use coracle_cri::testing::{Exit, Method, Script};
+use coracle_cri::testing::{Exit, Fault, Method, Script};
 
 use super::*;
 use crate::api::{ContainerRestartRule, ContainerRestartRuleOnExitCodes};
@@ -212,4 +212,42 @@ async fn a_changed_image_replaces_the_container() {
     assert_eq!(event.message, "Container main definition changed, will be restarted");
     bench.until("web", |s| is_running(s) && of(s, "main").restart_count == 1).await;
     assert_eq!(bench.running("main"), 1);
+}
+
+/// Every status that is told of the pods from now on.
+fn record(bench: &Bench) -> Arc<Mutex<Vec<Arc<PodStatus>>>> {
+    let recorded = Arc::new(Mutex::new(Vec::new()));
+    let (mut statuses, told) = (bench.kubelet.statuses(), recorded.clone());
+    tokio::spawn(async move {
+        while statuses.changed().await.is_ok() {
+            let views = statuses.borrow_and_update();
+            told.lock().unwrap().extend(views.values().map(|view| view.status.clone()));
+        }
+    });
+    recorded
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_is_told_of_before_and_after_it_is_replaced_and_never_amid() {
+    let bench = Bench::new().await;
+    bench.fake.script_container("main", [Script::exits_after(Duration::from_secs(5), 1), Script::runs()]);
+    // Long enough for the runtime's events of what was made to be heard.
+    bench.fake.inject(Fault::delay(Method::StartContainer, Duration::from_secs(3)));
+    let told = record(&bench);
+    bench.desire([pod("web")]);
+    bench.until("web", |status| is_running(status) && of(status, "main").restart_count == 1).await;
+    for status in told.lock().unwrap().iter().filter(|status| !status.container_statuses.is_empty()) {
+        let main = of(status, "main");
+        assert!(main.restart_count == 0 || main.state.running.is_some(), "counted before it runs: {main:?}");
+    }
+
+    told.lock().unwrap().clear();
+    bench.fake.inject(Fault::delay(Method::StopContainer, Duration::from_secs(3)));
+    let mut changed = pod("web");
+    changed.spec.containers[0].image = "web:2".into();
+    bench.desire([changed]);
+    bench.until("web", |status| is_running(status) && of(status, "main").restart_count == 2).await;
+    for status in told.lock().unwrap().iter() {
+        assert!(of(status, "main").state.running.is_some(), "told amid: {status:?}");
+    }
 }
