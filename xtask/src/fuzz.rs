@@ -16,10 +16,11 @@ use crate::{process, setup};
 /// The targets, as `fuzz/src/lib.rs` has them.
 const TARGETS: [&str; 6] = ["reference", "manifest", "pod", "tar", "spdy", "websocket"];
 
-/// What makes the compiler count which code an input reaches; stable Rust has all of it.
+/// What makes the compiler count which code an input reaches; stable Rust has all of it. One unit, since the linker
+/// would throw away counters of what several units have.
 const COUNTERS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
-    -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1 --cfg fuzzing";
+    -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1";
 
 /// The longest input: enough for several tar headers, and small in the tree.
 const LONGEST: usize = 8192;
@@ -94,11 +95,10 @@ fn build() -> Result<PathBuf> {
     // The versions that the workspace has; cargo adds that of libFuzzer's crate.
     std::fs::copy(process::repository().join("Cargo.lock"), driver.join("Cargo.lock"))
         .context("cannot copy Cargo.lock")?;
-    let mut cargo = process::command("cargo", ["build", "--release", "--target", host]);
-    // Given to the target only, since --target is set: build scripts and macros need no counters.
-    cargo.arg("--target-dir").arg(&target).env("RUSTFLAGS", COUNTERS);
+    let mut cargo = process::command("cargo", ["build", "--target", host, "--target-dir"]);
+    cargo.arg(&target).env("RUSTC_WRAPPER", driver.join("counted")).env("CORACLE_FUZZ_COUNTERS", COUNTERS);
     process::run(cargo.current_dir(driver))?;
-    Ok(target.join(host).join("release/fuzz"))
+    Ok(target.join(host).join("debug/fuzz"))
 }
 
 fn command(driver: &Path, name: &str) -> Result<std::process::Command> {
@@ -161,6 +161,11 @@ fn report(name: &str, is_well: bool) -> Result<Option<String>> {
 /// Puts what reaches code that the tree's corpus does not into the tree.
 fn keep(driver: &Path, name: &str) -> Result<()> {
     let mut command = command(driver, name)?;
-    command.arg("-merge=1").arg(corpus(name)).arg(folder().join(name)).stderr(Stdio::null());
+    // How often code is reached is much to find by, and too much to keep.
+    command
+        .args(["-merge=1", "-use_counters=0"])
+        .arg(corpus(name))
+        .arg(folder().join(name))
+        .stderr(Stdio::null());
     process::run(&mut command)
 }

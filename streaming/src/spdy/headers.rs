@@ -9,6 +9,10 @@ use super::dictionary::dictionary;
 /// The longest header block that is taken, decompressed, in bytes.
 pub const MAX_HEADER_BLOCK: usize = 16 * 1024;
 
+/// The most values that a header block may have. Each has a name of its own in memory, which on the wire is there once
+/// for many.
+const MAX_HEADERS: usize = 64;
+
 /// Headers in the order in which they came. Names are lower case on the wire; looking up ignores case.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Headers(Vec<(String, String)>);
@@ -92,12 +96,18 @@ fn text(block: &mut &[u8]) -> Result<String, SpdyError> {
 }
 
 fn parse(mut block: &[u8]) -> Result<Headers, SpdyError> {
-    let mut headers = Vec::new();
+    let mut headers: Vec<(String, String)> = Vec::new();
     // The count is only believed as far as the block goes: each entry takes at least eight bytes.
     for _ in 0..number(&mut block)? {
         let name = text(&mut block)?.to_ascii_lowercase();
+        if name.is_empty() || headers.iter().any(|(known, _)| *known == name) {
+            return Err(SpdyError::HeaderBlock("has an empty name, or one twice"));
+        }
         // More values of one name are separated by zero bytes.
         for value in text(&mut block)?.split('\0') {
+            if headers.len() == MAX_HEADERS {
+                return Err(SpdyError::HeaderBlock("has too many values"));
+            }
             headers.push((name.clone(), value.to_owned()));
         }
     }

@@ -81,6 +81,40 @@ fn a_block_that_unpacks_endlessly_is_refused() {
     assert_eq!(Decoder::new().decode(&mut bytes), Err(SpdyError::HeaderBlock("too long")));
 }
 
+/// A SYN_REPLY with these names and values, as they are.
+fn reply(headers: &[(&str, &str)]) -> BytesMut {
+    let mut plain = Vec::new();
+    plain.put_u32(headers.len() as u32);
+    for text in headers.iter().flat_map(|(name, value)| [name, value]) {
+        plain.put_u32(text.len() as u32);
+        plain.put_slice(text.as_bytes());
+    }
+    let mut block = Vec::with_capacity(plain.len() + 256);
+    Compress::new(Compression::best(), true).compress_vec(&plain, &mut block, FlushCompress::Sync).unwrap();
+    let mut bytes = BytesMut::new();
+    bytes.put_slice(&[0x80, 3, 0, 2, 0]);
+    bytes.put_uint((block.len() + 4) as u64, 3);
+    bytes.put_u32(1);
+    bytes.put_slice(&block);
+    bytes
+}
+
+#[test]
+fn names_come_once_and_with_few_values() {
+    let refused = |headers: &[(&str, &str)]| Decoder::new().decode(&mut reply(headers)).unwrap_err();
+    assert_eq!(
+        refused(&[("a", "1"), ("b", "2"), ("A", "3")]),
+        SpdyError::HeaderBlock("has an empty name, or one twice")
+    );
+    assert_eq!(refused(&[("", "1")]), SpdyError::HeaderBlock("has an empty name, or one twice"));
+    // Sixteen kilobytes that would be sixty megabytes of headers.
+    let (name, values) = ("n".repeat(8000), "\0".repeat(8000));
+    assert_eq!(refused(&[(&name, &values)]), SpdyError::HeaderBlock("has too many values"));
+    let taken = Decoder::new().decode(&mut reply(&[("a", "1\x002"), ("b", "3")])).unwrap();
+    let Some(Frame::SynReply { headers, .. }) = taken else { panic!("{taken:?}") };
+    assert_eq!(headers.iter().collect::<Vec<_>>(), [("a", "1"), ("a", "2"), ("b", "3")]);
+}
+
 #[test]
 fn what_is_too_long_or_another_version_is_refused_before_it_is_held() {
     let mut long = BytesMut::from(&[0x80, 3, 0, 4, 0, 0xff, 0xff, 0xff][..]);
