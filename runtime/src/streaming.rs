@@ -10,6 +10,7 @@ mod copy;
 mod exec;
 mod forward;
 mod serve;
+mod session;
 mod tokens;
 
 use std::net::Ipv4Addr;

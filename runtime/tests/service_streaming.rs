@@ -279,6 +279,46 @@ async fn output_after_the_exit_is_waited_for_as_long_as_the_client_takes_it() {
     node.finish().await;
 }
 
+/// Sends more than the pipe and the session take while nobody reads, and hangs up.
+async fn leave_amid_words(mut session: ClientExec) {
+    session.stdin.as_mut().unwrap().write_all(&[b'a'; 180_000]).await.unwrap();
+    drop(session);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_amid_words_that_nobody_reads_is_missed() {
+    let node = Node::start().await;
+    let pod = node.sandbox("one");
+    let sandbox = node.run_sandbox(&pod).await;
+    let id = with_input(&node, &sandbox, "deaf", false, false, "sleep 1000").await;
+    for transport in [Transport::Spdy, Transport::WebSocket] {
+        let url = exec_url(&node, &id, &["sleep", "703"], SHELL).await;
+        let session = open(&url, transport, SHELL).await;
+        until("the process", || async { processes(&node, &id).await.contains("sleep 703").then_some(()) })
+            .await;
+        leave_amid_words(session).await;
+        until("the process to be gone", || async {
+            (!processes(&node, &id).await.contains("sleep 703")).then_some(())
+        })
+        .await;
+    }
+    // An attachment holds the container's named pipe, and the container goes on without it.
+    let session = attach(&node, &id, SHELL).await;
+    until("the attachment", || async { holds_input(&id).then_some(()) }).await;
+    leave_amid_words(session).await;
+    until("the attachment to end", || async { (!holds_input(&id)).then_some(()) }).await;
+    assert_eq!(node.status(&id).await.state(), ContainerState::ContainerRunning);
+    node.remove_sandbox(&sandbox).await;
+    node.finish().await;
+}
+
+/// Whether the runtime, which is this process, holds the named pipe to a container's input.
+fn holds_input(id: &str) -> bool {
+    let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let mut paths = open.filter_map(|entry| fs::read_link(entry.path()).ok());
+    paths.any(|path| path.ends_with("stdin") && path.to_string_lossy().contains(id))
+}
+
 /// A container with input, which runs a script.
 async fn with_input(node: &Node, sandbox: &str, name: &str, once: bool, tty: bool, script: &str) -> String {
     let pod = node.sandbox("one");

@@ -9,12 +9,12 @@ use std::time::Duration;
 use coracle_cri::v1;
 use coracle_shim::protocol::{method, shim, task};
 use coracle_streaming::channel::{ExecOptions, Outcome};
-use coracle_streaming::server::{self, ExecProtocol, Resizes, Timeouts};
+use coracle_streaming::server::{ExecProtocol, Resizes};
 use tokio::net::unix::pipe;
 
 use super::copy::{self, Gauge};
-use super::exec::Streams;
 use super::serve::Io;
+use super::session::{Line, Session, Streams};
 use crate::container::Container;
 use crate::container::process::{output_pipe, pipe_address};
 use crate::sandbox::Shims;
@@ -30,40 +30,37 @@ const STALLED: &str =
     "detached: the client took no output for half a minute, and the container must not wait for it";
 
 /// Attaches the client of a request.
-pub(super) async fn run(engine: Arc<Engine>, io: Io, protocol: ExecProtocol, request: v1::AttachRequest) {
+pub(super) async fn run(
+    engine: Arc<Engine>,
+    client: (Io, Line),
+    protocol: ExecProtocol,
+    request: v1::AttachRequest,
+) {
     let v1::AttachRequest { stdin, stdout, stderr, tty, .. } = request;
     let options = ExecOptions { stdin, stdout, stderr, tty };
-    let session = match server::exec(io, protocol, options, &Timeouts::default()).await {
-        Ok(session) => session,
+    let (session, streams) = match Session::begin(client, protocol, options).await {
+        Ok(begun) => begun,
         Err(error) => {
             tracing::debug!(container = %request.container_id, %error, "nobody attached");
             return;
         }
     };
-    let exit = session.exit;
-    let streams = Streams {
-        stdin: session.stdin,
-        stdout: session.stdout,
-        stderr: session.stderr,
-        resize: session.resize,
-    };
     let mut attachment = match Attachment::new(&engine, &request.container_id) {
         Ok(attachment) => attachment,
         Err(error) => {
-            let _ = exit.finish(&failure(&error)).await;
-            return;
+            return session.finish(&failure(&error)).await;
         }
     };
     let outcome = tokio::select! {
         outcome = attachment.carry(streams) => Some(outcome),
-        () = exit.client_gone() => None,
+        () = session.client_gone() => None,
     };
     if stdin {
         attachment.end_input().await;
     }
     match outcome {
-        Some(Ok(())) => drop(exit.finish(&Outcome::Success).await),
-        Some(Err(error)) => drop(exit.finish(&failure(&error)).await),
+        Some(Ok(())) => session.finish(&Outcome::Success).await,
+        Some(Err(error)) => session.finish(&failure(&error)).await,
         None => {}
     }
 }

@@ -6,54 +6,43 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use coracle_cri::v1;
-use coracle_streaming::Stream;
 use coracle_streaming::channel::{ExecOptions, Outcome};
-use coracle_streaming::server::{self, ExecProtocol, Resizes, Timeouts};
+use coracle_streaming::server::{ExecProtocol, Resizes};
 
 use super::copy::{self, Gauge};
 use super::serve::Io;
+use super::session::{Line, Session, Streams};
 use crate::container::process::{RunningExec, Stdio, input_pipe, output_pipe};
 use crate::service::Engine;
 use crate::service_error::{ServiceError, chain};
 
-/// The client's streams of a session.
-pub(super) struct Streams {
-    pub(super) stdin: Option<Stream>,
-    pub(super) stdout: Option<Stream>,
-    pub(super) stderr: Option<Stream>,
-    pub(super) resize: Option<Resizes>,
-}
-
 /// Runs the command of a request.
-pub(super) async fn run(engine: Arc<Engine>, io: Io, protocol: ExecProtocol, request: v1::ExecRequest) {
+pub(super) async fn run(
+    engine: Arc<Engine>,
+    client: (Io, Line),
+    protocol: ExecProtocol,
+    request: v1::ExecRequest,
+) {
     let v1::ExecRequest { stdin, stdout, stderr, tty, .. } = request;
     let options = ExecOptions { stdin, stdout, stderr, tty };
-    let session = match server::exec(io, protocol, options, &Timeouts::default()).await {
-        Ok(session) => session,
+    let (session, streams) = match Session::begin(client, protocol, options).await {
+        Ok(begun) => begun,
         Err(error) => {
             tracing::debug!(container = %request.container_id, %error, "no exec");
             return;
         }
     };
-    let exit = session.exit;
-    let streams = Streams {
-        stdin: session.stdin,
-        stdout: session.stdout,
-        stderr: session.stderr,
-        resize: session.resize,
-    };
     let outcome = tokio::select! {
         outcome = command(&engine, &request, streams) => outcome,
         // The command is dropped, which kills its process.
-        () = exit.client_gone() => return,
+        () = session.client_gone() => return,
     };
     let outcome = match outcome {
         Ok(0) => Outcome::Success,
         Ok(code) => Outcome::Exited(code),
         Err(error) => Outcome::Failed(format!("error executing command in container: {}", chain(&error))),
     };
-    // A client that left at the last moment does not want to know.
-    let _ = exit.finish(&outcome).await;
+    session.finish(&outcome).await;
 }
 
 /// The exit code of the command, once all its output is on its way.

@@ -19,6 +19,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 
+use super::session::Line;
 use super::{Ticket, attach, exec, forward};
 use crate::service::Engine;
 
@@ -60,8 +61,12 @@ pub(super) async fn serve(engine: Arc<Engine>, listener: TcpListener) {
 
 async fn client(engine: Arc<Engine>, stream: TcpStream) {
     let _ = stream.set_nodelay(true);
+    let line = match Line::new(&stream) {
+        Ok(line) => line,
+        Err(error) => return tracing::warn!(%error, "a client of the streaming server cannot be watched"),
+    };
     let service = service_fn(move |request| {
-        let answer = answer(&engine, request);
+        let answer = answer(&engine, &line, request);
         async move { Ok::<_, Infallible>(answer.unwrap_or_else(refusal)) }
     });
     let connection = http1::Builder::new()
@@ -79,7 +84,11 @@ async fn client(engine: Arc<Engine>, stream: TcpStream) {
 }
 
 /// Begins the session that waits for the request's token.
-fn answer(engine: &Arc<Engine>, mut request: Request<Incoming>) -> Result<Response<String>, Refusal> {
+fn answer(
+    engine: &Arc<Engine>,
+    line: &Line,
+    mut request: Request<Incoming>,
+) -> Result<Response<String>, Refusal> {
     let refuse = |status, words: &str| Refusal { status, headers: Vec::new(), message: words.to_owned() };
     let Ok(place) = engine.streaming.sessions.clone().try_acquire_owned() else {
         return Err(refuse(StatusCode::SERVICE_UNAVAILABLE, "too many streams are open"));
@@ -91,14 +100,14 @@ fn answer(engine: &Arc<Engine>, mut request: Request<Incoming>) -> Result<Respon
     };
     let upgraded = hyper::upgrade::on(&mut request);
     let (method, headers) = (request.method(), request.headers());
-    let session = engine.clone();
+    let (session, line) = (engine.clone(), line.clone());
     let switch = match ticket {
         Ticket::Exec(ticket) => {
             let agreed = server::exec_upgrade(method, headers)?;
             engine.watch(async move {
                 let _place = place;
                 let Ok(io) = upgraded.await else { return };
-                exec::run(session, TokioIo::new(io), agreed.protocol, ticket).await;
+                exec::run(session, (TokioIo::new(io), line), agreed.protocol, ticket).await;
             });
             agreed.headers
         }
@@ -107,7 +116,7 @@ fn answer(engine: &Arc<Engine>, mut request: Request<Incoming>) -> Result<Respon
             engine.watch(async move {
                 let _place = place;
                 let Ok(io) = upgraded.await else { return };
-                attach::run(session, TokioIo::new(io), agreed.protocol, ticket).await;
+                attach::run(session, (TokioIo::new(io), line), agreed.protocol, ticket).await;
             });
             agreed.headers
         }
