@@ -53,13 +53,47 @@ impl World {
     }
 
     fn run_pod(&self, handler: &str) -> (String, String) {
+        let config = self.pod(&json!({}));
+        (self.ask(&["runp", "--runtime", handler, &config]), config)
+    }
+
+    /// The file of a pod with this part of its configuration.
+    fn pod(&self, linux: &Value) -> String {
+        std::fs::create_dir_all(self.stand.machine.folder.join("log/pod")).unwrap();
         let config = json!({
             "metadata": {"name": "pod", "namespace": "default", "uid": "u1", "attempt": 0},
-            "log_directory": "/var/log/pod", "linux": {},
+            "log_directory": "/var/log/pod", "linux": linux,
         });
-        std::fs::create_dir_all(self.stand.machine.folder.join("log/pod")).unwrap();
-        let config = self.file("pod.json", &config);
-        (self.ask(&["runp", "--runtime", handler, &config]), config)
+        self.file("pod.json", &config)
+    }
+
+    /// A pod with a user namespace, by containers of their own PID namespaces or of one that they share.
+    fn expect_user_namespaces(&self, handler: &str) {
+        for pid in [1, 0] {
+            let linux = users_of_its_own(pid);
+            let config = self.pod(&linux);
+            let pod = self.ask(&["runp", "--runtime", handler, &config]);
+            let words =
+                self.creation((&pod, &config), "other-users", &["count", "1"], &json!({"linux": linux}));
+            let id = self.ask(&words);
+            self.ask(&["start", &id]);
+            self.wait("output", || self.lines_of("other-users") > 1);
+            let inner = self.inspect(&id)["info"]["pid"].as_u64().unwrap();
+            let map = self.stand.machine.run(&["cat", &format!("/proc/{inner}/uid_map")]).unwrap();
+            assert_eq!(map.split_whitespace().collect::<Vec<_>>(), ["0", "200000", "65536"]);
+            assert_eq!(
+                self.ask(&["exec", "--sync", &id, "/example", "open", "/etc/group"]),
+                "/etc/group is open"
+            );
+            self.ask(&["stopp", &pod]);
+            self.ask(&["rmp", &pod]);
+        }
+    }
+
+    fn expect_no_user_namespaces(&self, handler: &str) {
+        let config = self.pod(&users_of_its_own(1));
+        let refused = self.stand.crictl(&["runp", "--runtime", handler, &config]).unwrap_err();
+        assert!(refused.to_string().contains("leave hostUsers out"), "{refused:#}");
     }
 
     fn run_container(&self, pod: (&str, &str), name: &str, arguments: &[&str]) -> String {
@@ -140,6 +174,13 @@ impl World {
     fn mounts(&self) -> String {
         self.stand.machine.run(&["cat", "/proc/mounts"]).unwrap()
     }
+}
+
+/// The part of a pod's or a container's configuration that asks for a user namespace.
+fn users_of_its_own(pid: u32) -> Value {
+    let mapping = json!([{"host_id": 200_000, "container_id": 0, "length": 65_536}]);
+    let users = json!({"mode": 0, "uids": mapping, "gids": mapping});
+    json!({"security_context": {"namespace_options": {"pid": pid, "userns_options": users}}})
 }
 
 fn under_containerd(release: Release) {
@@ -229,6 +270,12 @@ fn under_coracle(release: Release, handler: &str) {
     let world = World::start(Runtime::CoracleWith(Executables::of_this_build(), flags));
     let status = world.ask(&["info"]);
     assert!(status.contains("\"name\": \"other\""), "{status}");
+    match release {
+        Release::Newest => world.expect_user_namespaces("other"),
+        // runc 1.1 says nothing of what it can.
+        Release::Debian => world.expect_no_user_namespaces("other"),
+    }
+    world.wait("the shims' end", || world.processes(shim).is_empty());
     let (pod, config) = world.run_pod("other");
     let counter = world.run_container((&pod, &config), "counter", &["count", "1"]);
     let shims = world.processes(shim);
@@ -316,6 +363,7 @@ fn another_maker_under_our_shim() {
     let runc = Peers::new().program("runc").unwrap();
     let flags = vec![format!("--runtime-handler=other={}", runc.display())];
     let world = World::start(Runtime::CoracleWith(Executables::of_this_build(), flags));
+    world.expect_user_namespaces("other");
     let (pod, config) = world.run_pod("other");
     let id = world.run_container((&pod, &config), "counter", &["count", "1"]);
     world.wait("output", || world.lines_of("counter") > 1);

@@ -11,6 +11,8 @@ mod holder;
 mod shim;
 mod stop;
 
+pub(crate) use foreign::foreign_options;
+
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 

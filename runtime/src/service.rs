@@ -6,6 +6,7 @@
 
 mod adopt;
 mod calls;
+mod handlers;
 mod images;
 mod status;
 mod sweep;
@@ -22,7 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::cgroup::{CgroupError, Cgroups};
 use crate::cni::Cni;
-use crate::config::{Config, Handler, HandlerKind, Layout, Maker};
+use crate::config::{Config, HandlerKind, Layout, Maker};
 use crate::container::Container;
 use crate::event::Events;
 use crate::image::ImageStore;
@@ -126,6 +127,8 @@ pub(crate) struct Engine {
     pub(crate) images: Arc<ImageStore>,
     /// The maker's executable and its first arguments.
     pub(crate) maker: Vec<String>,
+    /// What the runtimes of others can.
+    pub(crate) handlers: handlers::Handlers,
     pub(crate) index: Mutex<Index>,
     /// Every task that the runtime spawned.
     pub(crate) tasks: TaskTracker,
@@ -161,7 +164,7 @@ impl Runtime {
             return Err(StartError::NoShim { path: config.shim.clone() });
         }
         let maker = choose_maker(&config)?;
-        check_handlers(&config);
+        let handlers = handlers::ask(&config, &layout).await;
         let loaded = tokio::task::spawn_blocking(crate::spec::apparmor::load_default).await;
         if let Ok(Err(error)) = loaded {
             let error = crate::service_error::chain(&error);
@@ -180,6 +183,7 @@ impl Runtime {
             host,
             images,
             maker,
+            handlers,
             index: Mutex::default(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
@@ -411,22 +415,6 @@ fn choose_maker(config: &Config) -> Result<Vec<String>, StartError> {
                         .into(),
                 )),
             }
-        }
-    }
-}
-
-/// Tells of handlers whose programs are not there; their pods are refused, and no other.
-fn check_handlers(config: &Config) {
-    let folders = std::env::var_os("PATH").unwrap_or_default();
-    for Handler { name, kind } in &config.handlers {
-        let missing = match kind {
-            HandlerKind::Maker(path) => (!is_executable(path)).then(|| path.display().to_string()),
-            HandlerKind::Shim(shim) => {
-                shim.find(std::env::split_paths(&folders)).is_none().then(|| shim.runtime_type.clone())
-            }
-        };
-        if let Some(missing) = missing {
-            tracing::warn!(handler = %name, %missing, "pods of this runtime handler cannot run: it is not installed");
         }
     }
 }

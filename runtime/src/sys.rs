@@ -47,15 +47,6 @@ pub(crate) fn loopback_up() -> io::Result<()> {
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request) })
 }
 
-/// Whether the kernel has `mount_setattr(2)` (Linux 5.12), the newest call that our own maker needs.
-pub(crate) fn has_mount_setattr() -> bool {
-    // SAFETY: a null attribute of size 0 is refused before anything is read from it.
-    let result = unsafe {
-        libc::syscall(libc::SYS_mount_setattr, -1, c"".as_ptr(), 0, std::ptr::null::<libc::c_void>(), 0usize)
-    };
-    result == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ENOSYS)
-}
-
 /// Has a program begin with another soft limit of open files.
 pub(crate) fn limit_descriptors(command: &mut tokio::process::Command, soft: u64) {
     let limit = move || {

@@ -40,8 +40,8 @@ pub struct ForeignShim {
 pub enum HandlerError {
     /// No name or nothing behind it.
     #[error(
-        "{0:?} is not NAME=PATH of an OCI runtime or NAME=TYPE of a shim such as \
-         kata=io.containerd.kata.v2,ConfigPath=/etc/kata/configuration.toml"
+        "{0:?} is not NAME=PATH of an OCI runtime, such as crun=/usr/bin/crun, or NAME=TYPE of a shim, such as \
+         runc=io.containerd.runc.v2,BinaryName=/usr/sbin/runc"
     )]
     Form(String),
     /// A name that no RuntimeClass can have.

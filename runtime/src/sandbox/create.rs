@@ -33,9 +33,16 @@ impl Engine {
         }
         check(&config).map_err(|what| ServiceError::Invalid { what })?;
         let user = user_mapping(&config).map_err(|what| ServiceError::Invalid { what })?;
-        if user.is_some() && !(own && self.has_user_namespaces()) {
-            let what = "user namespaces need Linux 5.19 and the maker of coracle; leave hostUsers out or set it to true";
-            return Err(ServiceError::Invalid { what: what.into() });
+        if user.is_some() && !self.features_of(&handler).user_namespaces {
+            let cause = if own {
+                "user namespaces need Linux 5.19 and the maker of coracle".to_owned()
+            } else {
+                format!(
+                    "the runtime of handler {handler:?} and this kernel map no ids of mounts (runc does from 1.2 on)"
+                )
+            };
+            let what = format!("{cause}; leave hostUsers out or set it to true");
+            return Err(ServiceError::Invalid { what });
         }
         let id = new_id()?;
         let name = reserved_name(&config);

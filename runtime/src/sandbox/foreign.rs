@@ -22,7 +22,7 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
-use crate::config::{CgroupDriver, ForeignShim, HandlerKind};
+use crate::config::{CgroupDriver, Config, ForeignShim, HandlerKind, Layout};
 use crate::record::write_by_rename;
 use crate::service::Engine;
 use crate::service_error::{ServiceError, chain};
@@ -69,6 +69,25 @@ impl Record {
     }
 }
 
+/// The options that containerd would give a shim.
+pub(crate) fn foreign_options(shim: &ForeignShim, config: &Config, layout: &Layout) -> Any {
+    if shim.is_runc() {
+        let options = RuncOptions {
+            binary_name: shim.binary_name.clone(),
+            root: layout.foreign_root().to_string_lossy().into_owned(),
+            systemd_cgroup: config.cgroup_driver == CgroupDriver::Systemd,
+            ..RuncOptions::default()
+        };
+        return Any { type_url: RUNC_OPTIONS.into(), value: options.encode_to_vec() };
+    }
+    let options = GenericOptions {
+        type_url: String::new(),
+        config_path: shim.config_path.clone(),
+        config_body: Vec::new(),
+    };
+    Any { type_url: GENERIC_OPTIONS.into(), value: options.encode_to_vec() }
+}
+
 impl Engine {
     /// Where another shim of a sandbox is started: its bundle, as far as `start` looks at one.
     fn foreign_folder(&self, id: &str) -> PathBuf {
@@ -107,7 +126,7 @@ impl Engine {
         for (name, text) in [("config.json", config.to_string()), ("log", String::new())] {
             fs::write(folder.join(name), text).map_err(ServiceError::file("write", folder.join(name)))?;
         }
-        let options = hex::encode(self.foreign_options(shim).encode_to_vec());
+        let options = hex::encode(foreign_options(shim, &self.config, &self.layout).encode_to_vec());
         let mut record = Record { version: 1, path, socket: PathBuf::new(), api: 2, options };
         record.store(&folder)?;
         self.begin_foreign(id, &mut record).await?;
@@ -116,24 +135,6 @@ impl Engine {
         let pid = client.call::<method::Connect>(&connect, END_BOUND).await?.shim_pid;
         self.cgroups.enter(&self.config.shim_cgroup, pid)?;
         Ok(client)
-    }
-
-    fn foreign_options(&self, shim: &ForeignShim) -> Any {
-        if shim.is_runc() {
-            let options = RuncOptions {
-                binary_name: shim.binary_name.clone(),
-                root: self.layout.foreign_root().to_string_lossy().into_owned(),
-                systemd_cgroup: self.config.cgroup_driver == CgroupDriver::Systemd,
-                ..RuncOptions::default()
-            };
-            return Any { type_url: RUNC_OPTIONS.into(), value: options.encode_to_vec() };
-        }
-        let options = GenericOptions {
-            type_url: String::new(),
-            config_path: shim.config_path.clone(),
-            config_body: Vec::new(),
-        };
-        Any { type_url: GENERIC_OPTIONS.into(), value: options.encode_to_vec() }
     }
 
     /// The options that a container of the sandbox is created with, as its shim was started with.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use coracle_cri::v1;
 use serde_json::json;
 
-use crate::config::{CgroupDriver, Config, Handler, Layout};
+use crate::config::{CgroupDriver, Config, Layout};
 use crate::container::{self, Container};
 use crate::record::{self, ContainerPhase, ContainerRecord, RecordError, SandboxPhase, SandboxRecord};
 use crate::sandbox::{Sandbox, namespaces};
@@ -191,13 +191,6 @@ impl Engine {
         containers.iter().map(|container| container_status(&container.record())).collect()
     }
 
-    /// Whether a pod can have a user namespace: its images are shown with other owners by mounts that map ids, below an
-    /// overlay (Linux 5.19), and its volumes by our maker.
-    pub(crate) fn has_user_namespaces(&self) -> bool {
-        let own_maker = self.maker.get(1).is_some_and(|word| word == "oci");
-        own_maker && self.host.idmapped_mounts && self.host.kernel >= (5, 19)
-    }
-
     /// The runtime's own conditions, handlers and features.
     pub(crate) fn runtime_status(&self, verbose: bool) -> v1::StatusResponse {
         let network = self.cni.network();
@@ -210,16 +203,8 @@ impl Engine {
             .as_ref()
             .err()
             .map(|error| ("NetworkPluginNotReady".to_owned(), crate::service_error::chain(error)));
-        let features = v1::RuntimeHandlerFeatures {
-            recursive_read_only_mounts: crate::sys::has_mount_setattr(),
-            user_namespaces: self.has_user_namespaces(),
-        };
-        let handler = |name: &str| v1::RuntimeHandler { name: name.into(), features: Some(features) };
-        // What others can is theirs to know; nobody is promised what they would silently leave out.
-        let other = |handler: &Handler| v1::RuntimeHandler {
-            name: handler.name.clone(),
-            features: Some(v1::RuntimeHandlerFeatures::default()),
-        };
+        let handler =
+            |name: &str| v1::RuntimeHandler { name: name.into(), features: Some(self.features_of(name)) };
         let mut info = HashMap::new();
         if verbose {
             let driver = match self.config.cgroup_driver {
@@ -239,7 +224,7 @@ impl Engine {
             info,
             runtime_handlers: [handler(""), handler(HANDLER)]
                 .into_iter()
-                .chain(self.config.handlers.iter().map(other))
+                .chain(self.config.handlers.iter().map(|other| handler(&other.name)))
                 .collect(),
             features: Some(v1::RuntimeFeatures {
                 supplemental_groups_policy: true,
