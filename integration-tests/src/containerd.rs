@@ -3,6 +3,8 @@
 //! Owned by its node, in whose network and below whose folders it runs. Sandboxes run the example image, so that nothing
 //! is fetched. Ended, with its shims, when dropped.
 
+mod settings;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,6 +14,7 @@ use rustix::process::{Pid, Signal};
 
 use crate::example_image;
 use crate::peers::Peers;
+pub(crate) use settings::Settings;
 
 /// Which containerd.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -173,44 +176,22 @@ fn conflist(place: &Place<'_>) -> String {
 }
 
 fn settings(place: &Place<'_>, programs: &Path, plugins: &Path, net: &Path) -> String {
-    let (root, state) = (place.disk.join("containerd/root"), place.state.join("containerd"));
-    let (root, state, socket) = (root.display(), state.display(), place.state.join("containerd.sock"));
-    let (socket, plugins, net) = (socket.display(), plugins.display(), net.display());
-    let (programs, sandbox) = (programs.display(), example_image::NAME);
-    let head = format!("root = \"{root}\"\nstate = \"{state}\"\n[grpc]\naddress = \"{socket}\"\n");
+    let runc = programs.join("runc");
+    let settings = Settings {
+        release: place.release,
+        root: &place.disk.join("containerd/root"),
+        state: &place.state.join("containerd"),
+        socket: &place.state.join("containerd.sock"),
+        sandbox: example_image::NAME,
+        plugins,
+        networks: net,
+        runc: (place.release == Release::Newest).then_some(&runc),
+        handlers: &[],
+    };
+    let text = settings.text();
     match place.release {
-        Release::Debian => format!(
-            r#"version = 2
-{head}
-[plugins."io.containerd.grpc.v1.cri"]
-disable_apparmor = true
-restrict_oom_score_adj = true
-sandbox_image = "{sandbox}"
-[plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "{plugins}"
-conf_dir = "{net}"
-"#
-        ),
-        Release::Newest => format!(
-            r#"version = 3
-{head}
-[plugins.'io.containerd.cri.v1.images'.pinned_images]
-sandbox = "{sandbox}"
-# Its socket is the machine's own, and tests run side by side.
-[plugins.'io.containerd.nri.v1.nri']
-disable = true
-[plugins.'io.containerd.cri.v1.runtime']
-disable_apparmor = true
-restrict_oom_score_adj = true
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
-runtime_type = "io.containerd.runc.v2"
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
-BinaryName = "{programs}/runc"
-SystemdCgroup = false
-[plugins.'io.containerd.cri.v1.runtime'.cni]
-bin_dirs = ["{plugins}"]
-conf_dir = "{net}"
-"#
-        ),
+        Release::Debian => text,
+        // Its socket is the machine's own, and tests run side by side.
+        Release::Newest => text + "[plugins.'io.containerd.nri.v1.nri']\ndisable = true\n",
     }
 }

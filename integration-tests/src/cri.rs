@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::Executables;
 use crate::cluster::machine::Machine;
 use crate::cluster::{Lifetime, conflist, containerd_config};
-use crate::containerd::Release;
+use crate::containerd::{Release, Settings};
 use crate::example_image;
 use crate::peers::Peers;
 
@@ -221,43 +221,16 @@ impl Stand {
 
 /// containerd's settings with our shim as a handler beside runc's own.
 fn config_with_shim(release: Release, programs: &Path, plugins: &Path) -> String {
-    let (programs, plugins, sandbox) = (programs.display(), plugins.display(), example_image::NAME);
-    let head = "root = \"/var/lib/containerd\"\nstate = \"/run/containerd\"\n\
-                [grpc]\naddress = \"/run/containerd/containerd.sock\"\n";
-    let (version, images, cri, bin) = match release {
-        Release::Debian => {
-            let cri = "io.containerd.grpc.v1.cri";
-            (
-                2,
-                format!("[plugins.'{cri}']\nsandbox_image = '{sandbox}'\n"),
-                cri,
-                format!("bin_dir = '{plugins}'"),
-            )
-        }
-        Release::Newest => {
-            let cri = "io.containerd.cri.v1.runtime";
-            let images = format!(
-                "[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = '{sandbox}'\n\
-                                  [plugins.'{cri}']\n"
-            );
-            (3, images, cri, format!("bin_dirs = ['{plugins}']"))
-        }
+    let settings = Settings {
+        release,
+        root: Path::new("/var/lib/containerd"),
+        state: Path::new("/run/containerd"),
+        socket: Path::new("/run/containerd/containerd.sock"),
+        sandbox: example_image::NAME,
+        plugins,
+        networks: Path::new("/var/lib/node/net.d"),
+        runc: Some(&programs.join("runc")),
+        handlers: &[("coracle", "io.containerd.coracle.v1")],
     };
-    format!(
-        r#"version = {version}
-{head}
-{images}
-disable_apparmor = true
-restrict_oom_score_adj = true
-[plugins.'{cri}'.containerd.runtimes.runc]
-runtime_type = "io.containerd.runc.v2"
-[plugins.'{cri}'.containerd.runtimes.coracle]
-runtime_type = "io.containerd.coracle.v1"
-[plugins.'{cri}'.containerd.runtimes.coracle.options]
-BinaryName = "{programs}/runc"
-[plugins.'{cri}'.cni]
-{bin}
-conf_dir = "/var/lib/node/net.d"
-"#
-    )
+    settings.text()
 }

@@ -1,7 +1,10 @@
 //! `test`: every test of the workspace. Tests make namespaces, mounts and cgroups, so they need root.
 
+use std::process::Command;
+
 use anyhow::{Result, bail};
 
+use coracle_integration_tests::Executables;
 use coracle_integration_tests::peers::{CONTROL_PLANE, CRI_TOOLS, REFERENCE_NODE};
 
 use crate::{artifacts, peers, process, setup};
@@ -13,12 +16,30 @@ pub(crate) fn run(filter: &[&str]) -> Result<()> {
     }
     setup::run()?;
     // Tests start the shim and the helpers as processes, so these are built first.
+    let small = build()?;
+    let mut command = process::command("cargo", [&TEST[..], &["--no-fail-fast", "--"]].concat());
+    process::run(with_small(command.args(filter), &small))
+}
+
+/// Features as the whole workspace has them, so that no command builds anew what another has built.
+const TEST: [&str; 3] = ["test", "--workspace", "--all-features"];
+
+/// Builds what tests start as processes.
+fn build() -> Result<Executables> {
     let small = artifacts::build_small()?;
-    process::run(&mut process::command("cargo", ["build", "--workspace", "--bins"]))?;
-    let mut command =
-        process::command("cargo", ["test", "--workspace", "--all-features", "--no-fail-fast", "--"]);
-    command.args(filter).env("CORACLE_SHIM", &small.shim).env("CORACLE_EXAMPLE", &small.example);
-    process::run(&mut command)
+    process::run(&mut process::command("cargo", ["build", "--workspace", "--all-features", "--bins"]))?;
+    Ok(small)
+}
+
+fn with_small<'a>(command: &'a mut Command, small: &Executables) -> &'a mut Command {
+    command.env("CORACLE_SHIM", &small.shim).env("CORACLE_EXAMPLE", &small.example)
+}
+
+/// A run of these test programs of the integration tests; what is added goes to the programs.
+fn integration(names: &[&str]) -> Command {
+    let mut command = process::command("cargo", TEST);
+    command.args(names.iter().flat_map(|name| ["--test", name])).arg("--");
+    command
 }
 
 /// The tests that need a real control plane, which is built first.
@@ -27,26 +48,21 @@ pub(crate) fn with_cluster(filter: &[&str]) -> Result<()> {
     for names in [CONTROL_PLANE, REFERENCE_NODE, &["metrics-server"]] {
         peers::ensure(names)?;
     }
-    let mut command = process::command("cargo", ["test", "--package", "coracle-integration-tests"]);
-    for name in ["cluster", "joined", "rollouts", "streams", "api_faults", "bad_cluster"] {
-        command.args(["--test", name]);
-    }
+    let mut command = integration(&["cluster", "joined", "rollouts", "streams", "api_faults", "bad_cluster"]);
     // One after the other: each is a whole cluster.
-    process::run(command.args(["--", "--test-threads=1", "--nocapture"]).args(filter))
+    process::run(command.args(["--test-threads=1", "--nocapture"]).args(filter))
 }
 
 /// The tests of pods from a folder on runtimes that are not ours.
 pub(crate) fn on_other_runtimes(filter: &[&str]) -> Result<()> {
     setup::run()?;
     peers::ensure(REFERENCE_NODE)?;
-    let small = artifacts::build_small()?;
-    process::run(&mut process::command("cargo", ["build", "--workspace", "--bins"]))?;
+    let small = build()?;
     for runtime in ["containerd-debian", "containerd"] {
         println!("on {runtime}");
-        let arguments = ["test", "--package", "coracle-integration-tests", "--test", "pods", "--"];
-        let mut command = process::command("cargo", arguments);
+        let mut command = integration(&["pods"]);
         command.args(filter).env("CORACLE_TEST_RUNTIME", runtime);
-        process::run(command.env("CORACLE_SHIM", &small.shim).env("CORACLE_EXAMPLE", &small.example))?;
+        process::run(with_small(&mut command, &small))?;
     }
     Ok(())
 }
@@ -57,12 +73,9 @@ pub(crate) fn with_shims(filter: &[&str]) -> Result<()> {
     for names in [CRI_TOOLS, REFERENCE_NODE] {
         peers::ensure(names)?;
     }
-    let small = artifacts::build_small()?;
-    process::run(&mut process::command("cargo", ["build", "--workspace", "--bins"]))?;
-    let arguments = ["test", "--package", "coracle-integration-tests", "--test", "shims", "--"];
-    let mut command = process::command("cargo", arguments);
-    command.arg("--test-threads=1").args(filter);
-    process::run(command.env("CORACLE_SHIM", &small.shim).env("CORACLE_EXAMPLE", &small.example))
+    let small = build()?;
+    let mut command = integration(&["shims"]);
+    process::run(with_small(command.arg("--test-threads=1").args(filter), &small))
 }
 
 /// `coracle-streaming` against Go programs that stand on Kubernetes' own libraries; the test builds them.
@@ -85,16 +98,13 @@ pub(crate) fn chaos(options: &[&str]) -> Result<()> {
     }
     setup::run()?;
     let built = artifacts::build_or_given()?;
-    let arguments = ["test", "--package", "coracle-integration-tests", "--test", "chaos", "--"];
-    let mut command = process::command("cargo", arguments);
+    let mut command = integration(&["chaos"]);
     command
         .args(["--nocapture", "--test-threads=1"])
         .args(filter)
         .env("CORACLE_CHAOS_MOMENTS", moments)
-        .env("CORACLE_BIN", &built.coracle)
-        .env("CORACLE_SHIM", &built.shim)
-        .env("CORACLE_EXAMPLE", &built.example);
-    process::run(&mut command)
+        .env("CORACLE_BIN", &built.coracle);
+    process::run(with_small(&mut command, &built))
 }
 
 /// What the name of the test with this victim contains.

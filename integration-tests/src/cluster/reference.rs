@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use super::Cluster;
 use super::node::{Node, write};
+use crate::containerd::{Release, Settings};
 
 /// Settings of the kernel that a kubelet sets for the whole machine, each with the value it wants.
 const KERNEL: &[(&str, &str)] = &[
@@ -96,30 +97,19 @@ fn shield_kernel_settings(node: &Node) -> Result<&'static str> {
 
 /// containerd's settings, with a registry for everything in `/var/lib/node/certs.d`.
 pub(crate) fn containerd_config(programs: &Path) -> String {
-    let programs = programs.display();
-    format!(
-        r#"version = 3
-root = "/var/lib/containerd"
-state = "/run/containerd"
-[grpc]
-address = "/run/containerd/containerd.sock"
-[plugins.'io.containerd.cri.v1.images'.pinned_images]
-sandbox = "registry.k8s.io/pause:3.10.2"
-[plugins.'io.containerd.cri.v1.images'.registry]
-config_path = "/var/lib/node/certs.d"
-[plugins.'io.containerd.cri.v1.runtime']
-disable_apparmor = true
-restrict_oom_score_adj = true
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
-runtime_type = "io.containerd.runc.v2"
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
-BinaryName = "{programs}/runc"
-SystemdCgroup = false
-[plugins.'io.containerd.cri.v1.runtime'.cni]
-bin_dirs = ["{programs}"]
-conf_dir = "/var/lib/node/net.d"
-"#
-    )
+    let settings = Settings {
+        release: Release::Newest,
+        root: Path::new("/var/lib/containerd"),
+        state: Path::new("/run/containerd"),
+        socket: Path::new("/run/containerd/containerd.sock"),
+        sandbox: "registry.k8s.io/pause:3.10.2",
+        plugins: programs,
+        networks: Path::new("/var/lib/node/net.d"),
+        runc: Some(&programs.join("runc")),
+        handlers: &[],
+    };
+    settings.text()
+        + "[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = \"/var/lib/node/certs.d\"\n"
 }
 
 fn kubelet_config(cluster: &Cluster, endpoint: &str) -> String {
