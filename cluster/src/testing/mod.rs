@@ -4,6 +4,7 @@
 //! task per connection; the store is one lock over plain data.
 
 mod fault;
+mod freezable;
 mod objects;
 mod patch;
 mod route;
@@ -21,6 +22,7 @@ use tokio::sync::watch;
 use crate::{Access, Server};
 
 pub use fault::{Fault, Rule};
+pub use freezable::Freezable;
 use objects::Objects;
 
 /// A request that was seen.

@@ -1,9 +1,7 @@
 //! The sockets of the fake API server: connections, streams of watches, and faults on the wire.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
@@ -15,12 +13,12 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::fault::Fault;
+use super::freezable::Freezable;
 use super::route::{self, Answer, Watch};
 use super::{Seen, Shared, lock};
 
@@ -41,7 +39,7 @@ pub(super) async fn accept(
             *count += 1;
             *count - 1
         };
-        let socket = Freezable { inner: socket, frozen: shared.frozen.subscribe(), stalled: false };
+        let socket = Freezable::new(socket, shared.frozen.subscribe());
         let (shared, tls) = (shared.clone(), tls.clone());
         connections.spawn(async move {
             let Some(tls) = tls else { return speak(socket, shared, number, None, false).await };
@@ -211,59 +209,4 @@ fn watch_lines(shared: Arc<Shared>, watch: Watch) -> impl Stream<Item = Bytes> +
             }
         }
     })
-}
-
-/// A socket that can stall for good.
-struct Freezable<S> {
-    inner: S,
-    frozen: watch::Receiver<u64>,
-    stalled: bool,
-}
-
-impl<S> Freezable<S> {
-    /// Whoever is woken after a freeze finds the socket dead; nothing wakes it again.
-    fn is_stalled(&mut self) -> bool {
-        self.stalled |= self.frozen.has_changed().unwrap_or(true);
-        self.stalled
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Freezable<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.is_stalled() {
-            return Poll::Pending;
-        }
-        Pin::new(&mut self.inner).poll_read(context, buffer)
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Freezable<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        data: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        if self.is_stalled() {
-            return Poll::Pending;
-        }
-        Pin::new(&mut self.inner).poll_write(context, data)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.is_stalled() {
-            return Poll::Pending;
-        }
-        Pin::new(&mut self.inner).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.is_stalled() {
-            return Poll::Pending;
-        }
-        Pin::new(&mut self.inner).poll_shutdown(context)
-    }
 }

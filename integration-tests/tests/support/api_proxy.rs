@@ -16,6 +16,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use coracle_cluster::testing::Freezable;
 use coracle_integration_tests::cluster::Cluster;
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body::Frame;
@@ -27,7 +28,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -66,8 +66,8 @@ struct Shared {
     fault: Mutex<Fault>,
     seen: Mutex<Vec<Seen>>,
     connections: AtomicU64,
-    /// Connections with a smaller number neither read nor write any more.
-    stalled: AtomicU64,
+    /// A change stalls the connections that are open.
+    frozen: tokio::sync::watch::Sender<u64>,
     /// Connections with a smaller number are closed.
     closed: tokio::sync::watch::Sender<u64>,
     upstream: SocketAddr,
@@ -96,7 +96,7 @@ impl ApiProxy {
             fault: Mutex::new(Fault::None),
             seen: Mutex::default(),
             connections: AtomicU64::new(0),
-            stalled: AtomicU64::new(0),
+            frozen: tokio::sync::watch::Sender::new(0),
             closed: tokio::sync::watch::Sender::new(0),
             upstream,
             client,
@@ -128,7 +128,7 @@ impl ApiProxy {
 
     /// Connections that are open now say nothing any more, and do not end; new ones are well.
     pub(crate) fn stall_connections(&self) {
-        self.shared.stalled.store(self.shared.connections.load(Ordering::SeqCst), Ordering::SeqCst);
+        self.shared.frozen.send_modify(|times| *times += 1);
     }
 
     /// What has come so far.
@@ -191,7 +191,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, tls: Arc<rustls::Ser
             continue;
         }
         let _ = socket.set_nodelay(true);
-        let socket = Stalling { inner: socket, number, shared: shared.clone() };
+        let socket = Freezable::new(socket, shared.frozen.subscribe());
         let (shared, tls) = (shared.clone(), tls.clone());
         tokio::spawn(async move {
             let mut closed = shared.closed.subscribe();
@@ -203,7 +203,11 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, tls: Arc<rustls::Ser
     }
 }
 
-async fn serve(socket: Stalling, shared: Arc<Shared>, tls: Arc<rustls::ServerConfig>) -> io::Result<()> {
+async fn serve(
+    socket: Freezable<TcpStream>,
+    shared: Arc<Shared>,
+    tls: Arc<rustls::ServerConfig>,
+) -> io::Result<()> {
     let stream = tokio_rustls::TlsAcceptor::from(tls).accept(socket).await?;
     let upstream = TcpStream::connect(shared.upstream).await?;
     upstream.set_nodelay(true)?;
@@ -318,55 +322,5 @@ impl http_body::Body for Altered {
         let part = data.slice(..left.min(data.len()));
         self.left = Some(left - part.len());
         Poll::Ready(Some(Ok(Frame::data(part))))
-    }
-}
-
-/// A socket that stalls when it is told to.
-struct Stalling {
-    inner: TcpStream,
-    number: u64,
-    shared: Arc<Shared>,
-}
-
-impl Stalling {
-    fn is_stalled(&self) -> bool {
-        self.number < self.shared.stalled.load(Ordering::SeqCst)
-    }
-}
-
-impl AsyncRead for Stalling {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.is_stalled() {
-            return Poll::Pending;
-        }
-        Pin::new(&mut self.inner).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Stalling {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        if self.is_stalled() {
-            return Poll::Pending;
-        }
-        Pin::new(&mut self.inner).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.is_stalled() {
-            return Poll::Pending;
-        }
-        Pin::new(&mut self.inner).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(context)
     }
 }

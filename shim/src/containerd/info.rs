@@ -1,6 +1,6 @@
 //! `-info`: tells containerd what this shim is and what its maker can, as a process of its own.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::process::{Command as Program, Stdio};
 
 use coracle_shim::protocol::Any;
@@ -8,14 +8,10 @@ use coracle_shim::protocol::bootstrap::{FEATURES, RuntimeInfo, RuntimeVersion};
 use prost::Message;
 
 use super::RUNTIME_TYPE;
-use super::options::{Options, OptionsError};
+use super::options::{self, Options, OptionsError};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum InfoError {
-    #[error("cannot read what containerd says")]
-    Input(#[source] io::Error),
-    #[error("what containerd says is not understood")]
-    Decode(#[source] prost::DecodeError),
     #[error("cannot read the runtime options")]
     Options(#[source] OptionsError),
     #[error("cannot answer")]
@@ -23,10 +19,8 @@ pub(crate) enum InfoError {
 }
 
 pub(crate) fn info() -> Result<(), InfoError> {
-    let mut input = Vec::new();
-    io::stdin().take(1 << 20).read_to_end(&mut input).map_err(InfoError::Input)?;
-    let any = Any::decode(input.as_slice()).map_err(InfoError::Decode)?;
-    let options = Options::decode(&any).map_err(InfoError::Options)?;
+    let (any, options) =
+        options::input().and_then(|input| Options::alone(&input)).map_err(InfoError::Options)?;
     let info = RuntimeInfo {
         name: RUNTIME_TYPE.into(),
         version: Some(RuntimeVersion { version: env!("CARGO_PKG_VERSION").into(), revision: String::new() }),

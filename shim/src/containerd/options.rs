@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use coracle_shim::protocol::Any;
@@ -20,9 +20,16 @@ const MAKER_ROOT: &str = "/run/containerd/runc";
 /// The record's name in a bundle.
 const RECORD: &str = "coracle-shim.json";
 
+/// The most that containerd may write to the standard input.
+const MAX_INPUT: u64 = 10 << 20;
+
 /// Options that are not understood.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OptionsError {
+    #[error("cannot read what containerd says")]
+    Input(#[source] io::Error),
+    #[error("what containerd says is not understood")]
+    Message(#[source] prost::DecodeError),
     #[error("cannot decode the runtime options of type {kind}")]
     Decode {
         kind: String,
@@ -53,7 +60,21 @@ pub(crate) struct Options {
     pub(crate) no_new_keyring: bool,
 }
 
+/// What containerd writes to the standard input.
+pub(super) fn input() -> Result<Vec<u8>, OptionsError> {
+    let mut input = Vec::new();
+    io::stdin().take(MAX_INPUT).read_to_end(&mut input).map_err(OptionsError::Input)?;
+    Ok(input)
+}
+
 impl Options {
+    /// Those that are all that containerd writes, and their message as it came.
+    pub(super) fn alone(input: &[u8]) -> Result<(Any, Self), OptionsError> {
+        let any = Any::decode(input).map_err(OptionsError::Message)?;
+        let options = Self::decode(&any)?;
+        Ok((any, options))
+    }
+
     /// Those in a message of either kind.
     pub(crate) fn decode(any: &Any) -> Result<Self, OptionsError> {
         let broken = |source| OptionsError::Decode { kind: any.type_url.clone(), source };

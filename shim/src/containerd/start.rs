@@ -1,16 +1,15 @@
 //! `start`: answers where the pod's shim listens; starts it when there is none. Called once, in a process of its own.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use coracle_shim::protocol::Any;
 use coracle_shim::protocol::bootstrap::{BootstrapParams, BootstrapResult};
 use prost::Message;
 
-use super::options::{Options, OptionsError, Record};
+use super::options::{self, Options, OptionsError, Record};
 use super::publisher::Publisher;
 use super::{Caller, Command};
 use crate::bundle;
@@ -23,15 +22,10 @@ use crate::sys;
 /// Where sockets go when containerd does not say.
 const SOCKETS: &str = "/run/containerd/s";
 
-/// The most that containerd may write to the standard input.
-const MAX_INPUT: u64 = 10 << 20;
-
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
-    #[error("cannot read what containerd says")]
-    Input(#[source] io::Error),
-    #[error("what containerd says is not understood")]
-    Decode(#[source] prost::DecodeError),
+    #[error("cannot tell the folder of the bundle")]
+    Bundle(#[source] io::Error),
     #[error("cannot read the runtime options")]
     Options(#[source] OptionsError),
     #[error("cannot make {path}")]
@@ -59,7 +53,7 @@ struct Said {
 pub(crate) fn start(command: &Command) -> Result<(), StartError> {
     sys::close_inherited();
     let said = listen(command)?;
-    let bundle = command.bundle.clone().unwrap_or(std::env::current_dir().map_err(StartError::Input)?);
+    let bundle = command.bundle.clone().unwrap_or(std::env::current_dir().map_err(StartError::Bundle)?);
     let group = bundle::group(&bundle).unwrap_or_else(|| command.id.clone());
     let folder = PathBuf::from(said.socket_dir.as_deref().unwrap_or(SOCKETS));
     fs::DirBuilder::new()
@@ -82,8 +76,7 @@ pub(crate) fn start(command: &Command) -> Result<(), StartError> {
 }
 
 fn listen(command: &Command) -> Result<Said, StartError> {
-    let mut input = Vec::new();
-    io::stdin().take(MAX_INPUT).read_to_end(&mut input).map_err(StartError::Input)?;
+    let input = options::input().map_err(StartError::Options)?;
     let ttrpc_address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
     // An older containerd writes its options, which may pass for parameters but for their names.
     match BootstrapParams::decode(input.as_slice()) {
@@ -97,8 +90,7 @@ fn listen(command: &Command) -> Result<Said, StartError> {
             Ok(Said { options, socket_dir: params.socket_dir, ttrpc_address, bootstrap: true })
         }
         _ => {
-            let any = Any::decode(input.as_slice()).map_err(StartError::Decode)?;
-            let options = Options::decode(&any).map_err(StartError::Options)?;
+            let (_, options) = Options::alone(&input).map_err(StartError::Options)?;
             Ok(Said { options, ttrpc_address, ..Said::default() })
         }
     }
