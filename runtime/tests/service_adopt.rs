@@ -143,7 +143,7 @@ async fn records_of_an_earlier_boot_are_forgotten_and_cleaned_up() {
     fs::write(node.state().join("boot_id"), "another boot\n").unwrap();
     node.restart().await;
     assert_eq!((containers(&node).await.len(), sandboxes(&node).await.len()), (0, 0));
-    assert_eq!(node.leftovers(), Vec::<String>::new());
+    until("nothing to be left", || async { node.leftovers().is_empty().then_some(()) }).await;
     // The pod starts afresh under its old name.
     let sandbox = node.run_sandbox(&pod).await;
     let id = node.run(&sandbox, &pod, "main", "test -e /data/file || exit 3").await;

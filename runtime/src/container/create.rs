@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use coracle_cri::v1::{self, ContainerEventType};
 
-use super::overlay::Overlay;
+use super::overlay::{self, Overlay};
 use super::{Container, reserved_name};
 use crate::image::Image;
 use crate::record::{ContainerPhase, ContainerRecord};
@@ -82,7 +82,7 @@ impl Engine {
         let overlay = Overlay {
             lower: image.lower_dirs.clone(),
             upper: layer.join("upper"),
-            work: layer.join("work"),
+            work: layer.join(overlay::WORK),
             target: self.layout.rootfs(id),
         };
         for dir in [&layer, &overlay.upper, &overlay.work, &overlay.target] {

@@ -19,6 +19,9 @@ use rustix::mount::{
 use crate::netns::{NamespaceError, UserMapping, on_thread};
 use crate::sys::{self, MountAttributes};
 
+/// The folder beside the upper one in which the kernel works.
+pub(crate) const WORK: &str = "work";
+
 /// The kernel copies one page of options, with a zero byte at its end.
 const MAX_OPTIONS: usize = 4095;
 
@@ -174,12 +177,15 @@ pub(crate) fn is_mount_point(path: &Path) -> io::Result<bool> {
 
 /// Every mount point of this process's mount namespace.
 pub(crate) fn mount_points() -> io::Result<Vec<PathBuf>> {
-    let table = fs::read("/proc/self/mountinfo")?;
-    Ok(table
-        .split(|byte| *byte == b'\n')
-        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
-        .map(unescape)
-        .collect())
+    Ok(mounts(&fs::read("/proc/self/mountinfo")?).map(|(.., point)| point).collect())
+}
+
+/// Device, folder of the file system, and mount point of each line of the mount table.
+fn mounts(table: &[u8]) -> impl Iterator<Item = (&[u8], PathBuf, PathBuf)> {
+    table.split(|byte| *byte == b'\n').filter_map(|line| {
+        let mut fields = line.split(|byte| *byte == b' ').skip(2);
+        Some((fields.next()?, unescape(fields.next()?), unescape(fields.next()?)))
+    })
 }
 
 /// The mount table writes space, tab, newline and backslash as octal.
@@ -224,13 +230,7 @@ pub(crate) fn unmake_private(path: &Path) -> io::Result<()> {
 
 /// Whether `path`, alone and with nothing mounted below, is a mount of the folder that it covers.
 fn is_bound_to_itself(path: &Path, table: &[u8]) -> bool {
-    let mounts: Vec<(&[u8], PathBuf, PathBuf)> = table
-        .split(|byte| *byte == b'\n')
-        .filter_map(|line| {
-            let mut fields = line.split(|byte| *byte == b' ').skip(2);
-            Some((fields.next()?, unescape(fields.next()?), unescape(fields.next()?)))
-        })
-        .collect();
+    let mounts: Vec<_> = mounts(table).collect();
     let mut here = mounts.iter().filter(|(.., point)| point.starts_with(path));
     let (Some((device, root, point)), None) = (here.next(), here.next()) else { return false };
     let around = mounts.iter().filter(|(.., point)| point != path && path.starts_with(point));

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -123,7 +124,8 @@ impl Engine {
             return errors;
         }
         self.layer_usage.forget(&container.id);
-        errors.extend(remove_tree(self.layout.layer(&container.id)).await.err());
+        let layer = self.layout.layer(&container.id);
+        errors.extend(empty_layer(layer.clone()).await.err());
         let mounts = container.record().config.mounts.clone();
         self.release_images(&container.id, &mounts).await;
         if let Err(error) = self.images.release(&container.id).await {
@@ -131,6 +133,13 @@ impl Engine {
         }
         if errors.is_empty() {
             errors.extend(remove_tree(self.layout.bundle(&container.id)).await.err());
+            // Nobody waits for the empty folders that the kernel keeps below an overlay; the next start sweeps them too.
+            let id = container.id.clone();
+            self.tasks.spawn(async move {
+                if let Err(error) = remove_tree(layer).await {
+                    tracing::warn!(container = %id, error = %chain(&error), "folders of a removed container stay");
+                }
+            });
         }
         errors
     }
@@ -141,8 +150,29 @@ impl Engine {
     }
 }
 
+/// Removes what a container wrote, and its image's volumes: all but the work folder of the overlay, five empty folders
+/// whose removal takes a disk as long as everything else here. Idempotent.
+async fn empty_layer(path: PathBuf) -> Result<(), ServiceError> {
+    let layer = path.clone();
+    let emptied = tokio::task::spawn_blocking(move || {
+        for entry in fs::read_dir(&layer)? {
+            let entry = entry?;
+            if entry.file_name() != overlay::WORK {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(())
+    });
+    match emptied.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(ServiceError::file("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Removes a folder that may hold millions of files, off the async threads. Idempotent.
-pub(crate) async fn remove_tree(path: std::path::PathBuf) -> Result<(), ServiceError> {
+pub(crate) async fn remove_tree(path: PathBuf) -> Result<(), ServiceError> {
     let removed = path.clone();
     let result = tokio::task::spawn_blocking(move || fs::remove_dir_all(&removed)).await;
     match result.unwrap_or_else(|error| Err(io::Error::other(error))) {
