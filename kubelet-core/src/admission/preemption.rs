@@ -62,7 +62,7 @@ fn may_go(preemptor: &Pod, pod: &Pod) -> bool {
 }
 
 /// Takes the pod that comes nearest to what is needed, until nothing is.
-fn nearest<'p>(mut pods: Vec<&'p Pod>, mut needs: Needs) -> Result<Vec<&'p Pod>, Unmet> {
+fn nearest(mut pods: Vec<&Pod>, mut needs: Needs) -> Result<Vec<&Pod>, Unmet> {
     let mut chosen = Vec::new();
     while !needs.0.is_empty() {
         let mut best: Option<(usize, f64)> = None;

@@ -273,12 +273,13 @@ mod tests {
         };
         assert_eq!(look(40, 10), []);
         assert_eq!(look(40, 69), []);
-        assert_eq!(look(40, 70), [soft.clone()]);
+        let due = std::slice::from_ref(&soft);
+        assert_eq!(look(40, 70), due);
         assert_eq!(look(10, 80), [hard, soft.clone()]);
         // One look at which it is not met, and the time begins anew.
         assert_eq!(look(60, 90), []);
         assert_eq!(look(40, 100), []);
-        assert_eq!(look(40, 160), [soft]);
+        assert_eq!(look(40, 160), due);
     }
 
     #[test]
