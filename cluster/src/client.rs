@@ -24,6 +24,7 @@ use crate::items::{Items, TooLarge};
 use crate::lines::LINE_LIMIT;
 use crate::patience::Patience;
 use crate::pool::{Connection, Pool, Service, TransportError};
+use crate::protobuf;
 use crate::resource::{Object, Resource, Scope};
 use crate::watch::{Change, Watcher};
 
@@ -157,18 +158,30 @@ impl Cluster {
         patch: &Patch,
     ) -> Result<K, ApiError> {
         let what = What::of::<K>("patch", namespace, Some(name), subresource);
-        let (kind, body) = match patch {
-            Patch::Merge(body) => ("application/merge-patch+json", body),
-            Patch::Strategic(body) => ("application/strategic-merge-patch+json", body),
-            Patch::Json(body) => ("application/json-patch+json", body),
-        };
-        // The same as a replacement but for verb and type; kube's own patches want a type for each.
-        let request = self.replacement::<K>(namespace, name, subresource, body).map(|mut request| {
-            *request.method_mut() = http::Method::PATCH;
-            request.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+        let request = self.change::<K>(namespace, name, subresource, patch);
+        self.object(&what, request).await
+    }
+
+    /// Changes parts of an object of a built-in kind and returns its new version alone, which costs half the bytes.
+    pub async fn patch_unread<K: Object>(
+        &self,
+        namespace: Option<&str>,
+        name: &str,
+        patch: &Patch,
+    ) -> Result<String, ApiError> {
+        let what = What::of::<K>("patch", namespace, Some(name), None);
+        let request = self.change::<K>(namespace, name, None, patch).map(|mut request| {
+            let accepted = header::HeaderValue::from_static(protobuf::ACCEPT);
+            request.headers_mut().insert(header::ACCEPT, accepted);
             request
         });
-        self.object(&what, request).await
+        let body = self.answer(&what, request, LINE_LIMIT).await?;
+        if let Some(version) = protobuf::resource_version(&body) {
+            return Ok(version);
+        }
+        let object: Versioned = serde_json::from_slice(&body)
+            .map_err(|source| ApiError::Decode { what: what.to_string(), source })?;
+        Ok(object.metadata.resource_version.unwrap_or_default())
     }
 
     /// Replaces an object or one of its subresources.
@@ -244,6 +257,25 @@ impl Cluster {
             Some(sub) => target.replace_subresource(sub, name, &PostParams::default(), body),
             None => target.replace(name, &PostParams::default(), body),
         }
+    }
+
+    fn change<K: Object>(
+        &self,
+        namespace: Option<&str>,
+        name: &str,
+        subresource: Option<&str>,
+        patch: &Patch,
+    ) -> Result<http::Request<Vec<u8>>, RequestError> {
+        let (kind, body) = match patch {
+            Patch::Merge(body) => ("application/merge-patch+json", body),
+            Patch::Strategic(body) => ("application/strategic-merge-patch+json", body),
+            Patch::Json(body) => ("application/json-patch+json", body),
+        };
+        // The same as a replacement but for verb and type; kube's own patches want a type for each.
+        let mut request = self.replacement::<K>(namespace, name, subresource, body)?;
+        *request.method_mut() = http::Method::PATCH;
+        request.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+        Ok(request)
     }
 
     async fn object<K: Object>(
@@ -342,7 +374,8 @@ impl Cluster {
         let code = response.status().as_u16();
         let retry_after = retry_after(response.headers());
         let body = read(what, response.into_body(), LINE_LIMIT).await?;
-        let mut status = serde_json::from_slice::<Status>(&body).unwrap_or_else(|_| {
+        let told = protobuf::status(&body).or_else(|| serde_json::from_slice(&body).ok());
+        let mut status = told.unwrap_or_else(|| {
             let text = String::from_utf8_lossy(&body[..body.len().min(300)]).trim().to_owned();
             Status { message: text, ..Status::default() }
         });
@@ -425,6 +458,11 @@ async fn read_page<K: Object>(what: &What<'_>, mut body: Body) -> Result<Page<K>
 
 #[derive(Deserialize)]
 struct List {
+    metadata: ListMeta,
+}
+
+#[derive(Deserialize)]
+struct Versioned {
     metadata: ListMeta,
 }
 

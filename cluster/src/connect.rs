@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use crate::access::{Access, Server};
+use crate::gather::Gather;
 use crate::patience::Patience;
 
 /// How much one stream may send ahead of its reader, and all together. Nothing of it is reserved.
@@ -226,8 +227,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let failed = |source| ConnectError::Http { server: server.to_string(), source };
-    let io = TokioIo::new(stream);
     if http2 {
+        let io = TokioIo::new(Gather::new(stream));
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
@@ -241,7 +242,7 @@ where
         tokio::spawn(drive(connection, server.to_string()));
         return Ok(Sender::Http2(sender));
     }
-    let (sender, connection) = http1::Builder::new().handshake(io).await.map_err(failed)?;
+    let (sender, connection) = http1::Builder::new().handshake(TokioIo::new(stream)).await.map_err(failed)?;
     tokio::spawn(drive(connection, server.to_string()));
     Ok(Sender::Http1(sender))
 }

@@ -43,10 +43,12 @@ mod client;
 mod connect;
 mod error;
 mod event;
+mod gather;
 mod items;
 mod lines;
 mod patience;
 mod pool;
+mod protobuf;
 mod resource;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

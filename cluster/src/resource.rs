@@ -69,6 +69,9 @@ pub trait Object: serde::de::DeserializeOwned + Send + 'static {
     const RESOURCE: Resource;
 }
 
+/// The field that all kinds can be selected by.
+const BY_NAME: &str = "metadata.name=";
+
 /// Which objects of a kind are listed or watched.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scope {
@@ -108,7 +111,11 @@ impl Scope {
     /// One object by its name.
     #[must_use]
     pub fn named(self, name: &str) -> Self {
-        self.fields(format!("metadata.name={name}"))
+        self.fields(format!("{BY_NAME}{name}"))
+    }
+
+    pub(crate) fn is_one(&self) -> bool {
+        self.field_selector.as_ref().is_some_and(|fields| fields.starts_with(BY_NAME))
     }
 }
 

@@ -26,6 +26,10 @@ use crate::resource::{Object, Scope};
 /// A watch that lasted longer than this before it ended was a good one.
 const GOOD: Duration = Duration::from_secs(5);
 
+/// How long a server is asked to let a watch last, in seconds, at least and at most: as Go's clients ask, so that
+/// servers can spread load.
+const LIFETIME: (u32, u32) = (300, 600);
+
 /// Unreadable objects that are remembered as told.
 const TOLD: usize = 256;
 
@@ -106,7 +110,7 @@ impl<K: Object> Watcher<K> {
     }
 
     async fn open(&mut self) {
-        if self.version.is_none() && self.pages {
+        if self.version.is_none() && (self.pages || self.scope.is_one()) {
             self.ready.push_back(Change::Restart);
             self.state = State::Pages { token: None };
             return;
@@ -139,10 +143,12 @@ impl<K: Object> Watcher<K> {
         };
         let failed = |source| ApiError::Request { what: what.to_string(), source };
         let request = collection::<K>(self.scope.namespace.as_deref()).list(&params).map_err(failed)?;
-        // Between five and ten minutes, as Go's clients ask, so that servers can spread load.
-        let timeout = 300 + random_u32() % 300;
-        let mut uri =
-            format!("{}&watch=true&allowWatchBookmarks=true&timeoutSeconds={timeout}", request.uri());
+        let timeout = LIFETIME.0 + random_u32() % (LIFETIME.1 - LIFETIME.0);
+        let mut uri = format!("{}&watch=true&timeoutSeconds={timeout}", request.uri());
+        // A bookmark a minute costs more than one object that is listed anew when a watch has ended.
+        if !self.scope.is_one() {
+            uri.push_str("&allowWatchBookmarks=true");
+        }
         match &self.version {
             _ if listing => uri.push_str("&sendInitialEvents=true&resourceVersionMatch=NotOlderThan"),
             Some(version) => {
@@ -189,7 +195,11 @@ impl<K: Object> Watcher<K> {
 
     async fn follow(&mut self, mut open: Open) {
         let patience = self.cluster.patience();
-        let silence = if open.listing { patience.list_silence } else { patience.silence };
+        let silence = match open.listing {
+            true => patience.list_silence,
+            false if self.scope.is_one() => patience.silence + Duration::from_secs(LIFETIME.1.into()),
+            false => patience.silence,
+        };
         let line = tokio::select! {
             // Cancel-safe: what was read of a line stays in its buffer, which is dropped with the stream anyway.
             line = tokio::time::timeout(silence, open.lines.next()) => line,

@@ -79,7 +79,11 @@ pub(super) struct Pods(Pin<Box<dyn Stream<Item = Change<Pod>> + Send>>);
 
 impl Pods {
     pub(super) fn watch(cluster: &Cluster) -> Self {
-        Self(Box::pin(cluster.watch(Scope::all().fields("spec.nodeName=here"))))
+        Self::of(cluster, Scope::all().fields("spec.nodeName=here"))
+    }
+
+    pub(super) fn of(cluster: &Cluster, scope: Scope) -> Self {
+        Self(Box::pin(cluster.watch(scope)))
     }
 
     /// The next change as text: `Restart`, `Listed a`, …

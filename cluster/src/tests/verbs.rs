@@ -20,7 +20,10 @@ async fn objects_are_created_read_changed_and_deleted() {
     let _: Pod = cluster.patch(Some("web"), "a", None, &labels).await.unwrap();
     let step = Patch::Json(json!([{"op": "add", "path": "/metadata/labels/tier", "value": "front"}]));
     let _: Pod = cluster.patch(Some("web"), "a", None, &step).await.unwrap();
+    let again = Patch::Merge(json!({"metadata": {"labels": {"app": "web"}}}));
+    let version = cluster.patch_unread::<Pod>(Some("web"), "a", &again).await.unwrap();
     let held = api.object(PODS, "web", "a").unwrap();
+    assert_eq!(held["metadata"]["resourceVersion"], version);
     assert_eq!(held["metadata"]["labels"], json!({"app": "web", "tier": "front"}));
     assert_eq!(held["status"]["conditions"][0]["status"], "True");
 

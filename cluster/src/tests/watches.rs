@@ -46,6 +46,23 @@ async fn a_server_without_watch_list_lists_in_pages() {
     assert_eq!((list.len(), list[0].as_str()), (303, "Restart"));
 }
 
+/// A bookmark a minute for each ConfigMap in use, and for the Node, would be most of what an idle node hears.
+#[tokio::test]
+async fn one_object_is_watched_without_bookmarks() {
+    let api = FakeApi::start().await;
+    api.put(PODS, pod("a"));
+    api.put(PODS, pod("b"));
+    let mut pods = Pods::of(&client(&api), Scope::namespace("web").named("a"));
+    pods.expect(&["Restart", "Listed a", "Ready"]).await;
+    api.put(PODS, pod("b"));
+    api.put(PODS, pod("a"));
+    pods.expect(&["Applied a"]).await;
+    assert!(api.seen().iter().all(|request| !request.query.contains("Bookmarks")));
+    api.compact();
+    api.expire_watches();
+    pods.expect(&["Restart", "Listed a", "Ready"]).await;
+}
+
 #[tokio::test]
 async fn a_list_that_breaks_off_begins_anew() {
     let api = FakeApi::start().await;

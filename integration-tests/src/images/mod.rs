@@ -126,11 +126,16 @@ fn conformance(storage: &Storage, peers: &Peers) -> Result<()> {
         tools(&mut rootfs, &busybox, &bash, &applets)?;
         Ok((rootfs, json!({"Cmd": ["sh"], "User": "1234", "Env": [PATH]})))
     })?;
-    for tag in ["1.15-4", "1.27-0"] {
-        storage.add(&[&format!("e2e-test-images/nginx:{tag}")], &[&busybox, &bash], || {
+    let served = [
+        ("nginx:1.15-4", "index.html", "nginx 1.15-4\n"),
+        ("nginx:1.27-0", "index.html", "nginx 1.27-0\n"),
+        ("nautilus:1.8", "data.json", r#"{"image": "nautilus.jpg"}"#),
+    ];
+    for (name, file, text) in served {
+        storage.add(&[&format!("e2e-test-images/{name}")], &[&busybox, &bash], || {
             let mut rootfs = Rootfs::new();
             tools(&mut rootfs, &busybox, &bash, &applets)?;
-            rootfs.file("srv/index.html", format!("nginx {tag}\n").as_bytes(), 0o644)?;
+            rootfs.file(&format!("srv/{file}"), text.as_bytes(), 0o644)?;
             let serve = json!(["busybox", "httpd", "-f", "-p", "80", "-h", "/srv"]);
             Ok((rootfs, json!({"Cmd": serve, "Env": [PATH], "ExposedPorts": {"80/tcp": {}}})))
         })?;

@@ -104,10 +104,10 @@ impl LeaseKeeper {
 
     async fn renew(&mut self) -> Result<(), ApiError> {
         let patch = Patch::Merge(renewal(self.version.as_deref(), &self.now()));
-        let result = self.cluster.patch::<Lease>(Some(NAMESPACE), &self.config.name, None, &patch).await;
+        let result = self.cluster.patch_unread::<Lease>(Some(NAMESPACE), &self.config.name, &patch).await;
         match result {
-            Ok(lease) => {
-                self.version = Some(lease.metadata.resource_version);
+            Ok(version) => {
+                self.version = Some(version);
                 self.conflicts = 0;
                 Ok(())
             }
@@ -142,8 +142,8 @@ impl LeaseKeeper {
             );
         }
         let patch = Patch::Merge(renewal(None, &self.now()));
-        let lease = self.cluster.patch::<Lease>(Some(NAMESPACE), &self.config.name, None, &patch).await?;
-        self.version = Some(lease.metadata.resource_version);
+        self.version =
+            Some(self.cluster.patch_unread::<Lease>(Some(NAMESPACE), &self.config.name, &patch).await?);
         Ok(())
     }
 
