@@ -56,8 +56,9 @@ async fn an_object_is_followed_while_a_pod_refers_to_it() {
     until(&objects, || value(&objects, "m").as_deref() == Some("1")).await;
     assert!(objects.revision(&one) > before && *objects.changes().borrow() > count);
     objects.settle(&two).await;
-    let watches = |api: &FakeApi| api.seen().iter().filter(|s| s.path.contains("configmaps")).count();
-    assert_eq!(watches(&api), 1, "pods share a watch");
+    let seen = api.seen();
+    let watches = seen.iter().filter(|s| s.path.contains("configmaps") && s.query.contains("watch=true"));
+    assert_eq!(watches.count(), 1, "pods share a watch");
     assert!(
         api.seen()
             .iter()
