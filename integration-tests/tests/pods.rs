@@ -195,7 +195,7 @@ fn a_pod_of_the_folder_has_users_of_its_own() {
     let pid = fixture.node.processes_with("count")[0];
     let map = std::fs::read_to_string(format!("/proc/{pid}/uid_map")).unwrap();
     let ids: Vec<u32> = map.split_whitespace().map(|word| word.parse().unwrap()).collect();
-    assert!(ids[0] == 0 && ids[1] >= 65536 && ids[1] % 65536 == 0 && ids[2] == 65536, "{map}");
+    assert!(ids[0] == 0 && ids[1] >= 65536 && ids[1].is_multiple_of(65536) && ids[2] == 65536, "{map}");
     assert_eq!(std::fs::read_to_string(format!("/proc/{pid}/gid_map")).unwrap(), map);
     let kept =
         fixture.node.disk.join(format!("pods/pods/{}/userns", own["metadata"]["uid"].as_str().unwrap()));
