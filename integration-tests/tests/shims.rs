@@ -1,6 +1,7 @@
 //! Our shim under containerd, containerd's shim under our runtime, and what containers of `coracle cri` may be given:
 //! `cargo xtask shim-test` builds the peers and runs them; a plain `cargo test` leaves them out.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects with unwrap")]
+#![allow(clippy::print_stdout, reason = "a test of memory says what it measured")]
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

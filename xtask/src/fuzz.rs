@@ -25,6 +25,9 @@ const COUNTERS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-l
 /// The longest input: enough for several tar headers, and small in the tree.
 const LONGEST: usize = 8192;
 
+/// The longest input that is kept in the tree: a header of a tar.
+const LONGEST_KEPT: usize = 512;
+
 struct Options<'a> {
     targets: Vec<&'a str>,
     seconds: u64,
@@ -101,14 +104,14 @@ fn build() -> Result<PathBuf> {
     Ok(target.join(host).join("debug/fuzz"))
 }
 
-fn command(driver: &Path, name: &str) -> Result<std::process::Command> {
+fn command(driver: &Path, name: &str, longest: usize) -> Result<std::process::Command> {
     let found = folder().join(name);
     std::fs::create_dir_all(&found).with_context(|| format!("cannot create {}", found.display()))?;
     let mut command = process::command(&driver.display().to_string(), [""; 0]);
     command
         .env("CORACLE_FUZZ_TARGET", name)
         .arg(format!("-artifact_prefix={}/failed-{name}-", folder().display()))
-        .arg(format!("-max_len={LONGEST}"))
+        .arg(format!("-max_len={longest}"))
         // Nothing here may take long or much: a parser that does is as wrong as one that panics.
         .args(["-timeout=5", "-rss_limit_mb=512", "-malloc_limit_mb=64", "-print_final_stats=1"]);
     Ok(command)
@@ -116,7 +119,7 @@ fn command(driver: &Path, name: &str) -> Result<std::process::Command> {
 
 fn start(driver: &Path, name: &str, seconds: u64) -> Result<Child> {
     let path = log(name);
-    let mut command = command(driver, name)?;
+    let mut command = command(driver, name, LONGEST)?;
     let log = std::fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
     println!("fuzzing {name} for {seconds} s; log in {}", path.display());
     command
@@ -160,7 +163,7 @@ fn report(name: &str, is_well: bool) -> Result<Option<String>> {
 
 /// Puts what reaches code that the tree's corpus does not into the tree.
 fn keep(driver: &Path, name: &str) -> Result<()> {
-    let mut command = command(driver, name)?;
+    let mut command = command(driver, name, LONGEST_KEPT)?;
     // How often code is reached is much to find by, and too much to keep.
     command
         .args(["-merge=1", "-use_counters=0"])
