@@ -1,6 +1,6 @@
-//! How long the client waits for each call: a stock kubelet's limits.
+//! How long calls may take: the client's limits, which are a stock kubelet's, and what a caller asks of the server.
 //!
-//! Pure: from a request to a duration. Read by the client for every call.
+//! Pure: from a request to a duration. Read by the client and by the server for every call.
 
 use std::time::Duration;
 
@@ -85,6 +85,24 @@ impl Bounded for GetEventsRequest {
     }
 }
 
+/// What the header `grpc-timeout` says: at most eight digits and a unit (gRPC's PROTOCOL-HTTP2.md).
+pub(crate) fn of_caller(header: &str) -> Option<Duration> {
+    let (count, unit) = header.split_at_checked(header.len().checked_sub(1)?)?;
+    if count.len() > 8 || !count.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = count.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
 /// Seconds of a request; no more than gRPC's timeout header can say, and none when negative.
 fn seconds(count: i64) -> Duration {
     Duration::from_secs(u64::try_from(count).unwrap_or(0).min(10 * 365 * 86_400))
@@ -93,6 +111,18 @@ fn seconds(count: i64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_caller_says_its_limit_in_units_of_its_own() {
+        for (header, wanted) in [("2H", 7200), ("3M", 180), ("99999999S", 99_999_999), ("4000m", 4)] {
+            assert_eq!(of_caller(header), Some(Duration::from_secs(wanted)));
+        }
+        assert_eq!(of_caller("5u"), Some(Duration::from_micros(5)));
+        assert_eq!(of_caller("5n"), Some(Duration::from_nanos(5)));
+        for wrong in ["", "S", "5", "5s", "-5S", "100000000S", "5\u{b5}"] {
+            assert_eq!(of_caller(wrong), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn limits_are_a_kubelets() {

@@ -26,6 +26,7 @@ use tonic::{Request, Response, Status};
 
 use crate::MAX_MESSAGE;
 use crate::calls::{image_calls, runtime_calls};
+use crate::deadline;
 use crate::error::bounded;
 use crate::service::{ImageService, RuntimeService, Stream};
 use crate::v1::image_service_server::{self, ImageServiceServer};
@@ -316,6 +317,26 @@ where
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let limit = request.headers().get("grpc-timeout").and_then(|limit| limit.to_str().ok());
+        let Some(limit) = limit.and_then(deadline::of_caller) else { return self.route(request) };
+        // tonic ends such a call too, a moment later, but calls it cancelled.
+        let answer = tokio::time::timeout(limit, self.route(request));
+        Box::pin(async {
+            let late = || Ok(Status::deadline_exceeded("context deadline exceeded").into_http());
+            answer.await.unwrap_or_else(|_| late())
+        })
+    }
+}
+
+impl<R, I> Routes<R, I>
+where
+    R: RuntimeService + ?Sized,
+    I: ImageService + ?Sized,
+{
+    fn route(
+        &mut self,
+        request: http::Request<Body>,
+    ) -> BoxFuture<'static, Result<http::Response<Body>, Infallible>> {
         let service = request.uri().path().split('/').nth(1).unwrap_or("");
         if service == <RuntimeServiceServer<Adapter<R>> as NamedService>::NAME {
             return self.runtime.call(request);
@@ -325,5 +346,32 @@ where
         }
         let refusal = bounded(Status::unimplemented(format!("unknown service {service}"))).into_http();
         Box::pin(async { Ok(refusal) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{FakeRuntime, Method};
+
+    /// A client's own timer mostly ends the call first; where the server's answer is there before, it has to say the
+    /// same.
+    #[tokio::test]
+    async fn a_call_that_takes_longer_than_its_caller_waits_exceeds_its_deadline() {
+        let runtime = Arc::new(FakeRuntime::new());
+        runtime.hang(Method::Version);
+        let phase = watch::Sender::new(Phase::Serving);
+        let mut routes = Routes {
+            runtime: RuntimeServiceServer::new(Adapter { inner: runtime.clone(), phase: phase.subscribe() }),
+            images: ImageServiceServer::new(Adapter { inner: runtime, phase: phase.subscribe() }),
+        };
+        let request = http::Request::post("/runtime.v1.RuntimeService/Version")
+            .header("content-type", "application/grpc")
+            .header("grpc-timeout", "20m")
+            .body(Body::new("\0\0\0\0\0".to_owned()))
+            .unwrap();
+        let Ok(answer) = routes.call(request).await;
+        let code = (tonic::Code::DeadlineExceeded as i32).to_string();
+        assert_eq!(answer.headers()["grpc-status"], code.as_str());
     }
 }

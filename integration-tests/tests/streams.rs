@@ -211,12 +211,14 @@ fn slow_readers(world: &World) {
     let mut clients: Vec<Running> = (0..64)
         .map(|_| {
             let mut kubectl = world.kubectl(&["exec", "web", "-c", "main", "--", "yes"]);
-            Running(kubectl.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+            // What a client that ends has to say is seen with the test's own words.
+            Running(kubectl.stdin(Stdio::null()).stderr(Stdio::inherit()).spawn().unwrap())
         })
         .collect();
-    for client in &mut clients {
+    for (number, client) in clients.iter_mut().enumerate() {
         let mut some = [0; 4096];
-        client.0.stdout.as_mut().unwrap().read_exact(&mut some).unwrap();
+        let read = client.0.stdout.as_mut().unwrap().read_exact(&mut some);
+        read.unwrap_or_else(|error| panic!("client {number}: {error}"));
     }
     let begun = Instant::now();
     let mut most = 0;

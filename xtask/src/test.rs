@@ -37,7 +37,7 @@ fn with_small<'a>(command: &'a mut Command, small: &Executables) -> &'a mut Comm
 
 /// A run of these test programs of the integration tests; what is added goes to the programs.
 fn integration(names: &[&str]) -> Command {
-    let mut command = process::command("cargo", TEST);
+    let mut command = process::command("cargo", [&TEST[..], &["--no-fail-fast"]].concat());
     command.args(names.iter().flat_map(|name| ["--test", name])).arg("--");
     command
 }
