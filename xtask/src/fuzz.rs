@@ -112,8 +112,9 @@ fn command(driver: &Path, name: &str, longest: usize) -> Result<std::process::Co
         .env("CORACLE_FUZZ_TARGET", name)
         .arg(format!("-artifact_prefix={}/failed-{name}-", folder().display()))
         .arg(format!("-max_len={longest}"))
-        // Nothing here may take long or much: a parser that does is as wrong as one that panics.
-        .args(["-timeout=5", "-rss_limit_mb=512", "-malloc_limit_mb=64", "-print_final_stats=1"]);
+        // Nothing here may take long or much: a parser that does is as wrong as one that panics. Its time is the
+        // clock's, of which a busy machine may take seconds.
+        .args(["-timeout=30", "-rss_limit_mb=512", "-malloc_limit_mb=64", "-print_final_stats=1"]);
     Ok(command)
 }
 
