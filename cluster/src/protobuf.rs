@@ -90,7 +90,7 @@ mod tests {
     const REFUSAL: &[u8] =
         b"k8s\0\x0a\x0c\x0a\x02v1\x12\x06Status\x12t\x0a\x06\x0a\0\x12\0\x1a\0\x12\x07Failure\x1a+leases.c\
         oordination.k8s.io \"gone\" not found\"\x08NotFound*'\x0a\x04gone\x12\x13coordination.k8s.io\x1a\
-        \x06leases(\02\00\x94\x03\x1a\0\"\0";
+        \x06leases(\x002\x000\x94\x03\x1a\0\"\0";
 
     #[test]
     fn what_an_api_server_writes_is_read() {
