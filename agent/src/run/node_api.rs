@@ -54,7 +54,10 @@ impl NodeSettings {
             pods_per_core: flags.pods_per_core,
             kube_reserved: parse_reserved(&flags.kube_reserved).context("--kube-reserved")?,
             system_reserved: parse_reserved(&flags.system_reserved).context("--system-reserved")?,
-            eviction: flags.eviction.policy().context("--eviction-…")?,
+            eviction: flags
+                .eviction
+                .policy()
+                .context("--eviction-hard, -soft, -soft-grace-period or -minimum-reclaim")?,
             kubelet_port: flags.port,
             root_dir,
             declared_features: DECLARED_FEATURES.map(str::to_owned).to_vec(),
