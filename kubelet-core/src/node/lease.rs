@@ -1,7 +1,7 @@
 //! The node's lease in `kube-node-lease`: renewed every ten seconds by one small patch.
 //!
-//! One task of the [`super::NodeAgent`]. The patch names the version that this process wrote last, so that another
-//! process that renews the same lease shows as a conflict: two machines with one name are told to people.
+//! One task of the [`super::NodeAgent`]. Once a minute the patch names the version that this process wrote last, so
+//! that another process that renews the same lease shows as a conflict: two machines with one name are told to people.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +23,9 @@ const INTERVAL: Duration = Duration::from_secs(10);
 const JITTER_PERCENT: u32 = 4;
 /// Tries after a failure are at most so far apart.
 const RETRY_MAX: Duration = Duration::from_secs(7);
+/// Of so many renewals one asks whether somebody else wrote the lease: a version in each would be a twentieth
+/// of what an idle node sends.
+const CHECK_EVERY: u32 = 6;
 
 /// What is read of a lease.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -50,7 +53,9 @@ pub(super) struct LeaseKeeper {
     node: watch::Receiver<Option<Arc<Node>>>,
     /// The version that this process wrote last.
     version: Option<String>,
-    /// Conflicts in a row: one may be chance, several are a twin.
+    /// Renewals since one asked whether somebody else wrote the lease.
+    unchecked: u32,
+    /// Conflicts in a row of renewals that asked: one may be chance, several are a twin.
     conflicts: u32,
     /// What was told last, so that each change is told once.
     failing: bool,
@@ -62,7 +67,7 @@ impl LeaseKeeper {
         cluster: Cluster,
         node: watch::Receiver<Option<Arc<Node>>>,
     ) -> Self {
-        Self { config, cluster, node, version: None, conflicts: 0, failing: false }
+        Self { config, cluster, node, version: None, unchecked: 0, conflicts: 0, failing: false }
     }
 
     /// Renews until dropped. A request that is cut off by that is repeated by the next start.
@@ -103,12 +108,19 @@ impl LeaseKeeper {
     }
 
     async fn renew(&mut self) -> Result<(), ApiError> {
-        let patch = Patch::Merge(renewal(self.version.as_deref(), &self.now()));
-        let result = self.cluster.patch_unread::<Lease>(Some(NAMESPACE), &self.config.name, &patch).await;
-        match result {
+        self.unchecked += 1;
+        let is_check = self.conflicts > 0 || self.unchecked >= CHECK_EVERY;
+        let renewal = match &self.version {
+            None => first_renewal(&self.now()),
+            Some(version) => renewal(is_check.then_some(version), &self.now()),
+        };
+        let (node, patch) = (&self.config.name, Patch::Merge(renewal));
+        match self.cluster.patch_unread::<Lease>(Some(NAMESPACE), node, &patch).await {
             Ok(version) => {
+                if is_check && self.version.is_some() {
+                    (self.unchecked, self.conflicts) = (0, 0);
+                }
                 self.version = Some(version);
-                self.conflicts = 0;
                 Ok(())
             }
             Err(error) if error.is_not_found() => self.create().await,
@@ -141,7 +153,7 @@ impl LeaseKeeper {
                  another with --hostname-override"
             );
         }
-        let patch = Patch::Merge(renewal(None, &self.now()));
+        let patch = Patch::Merge(first_renewal(&self.now()));
         self.version =
             Some(self.cluster.patch_unread::<Lease>(Some(NAMESPACE), &self.config.name, &patch).await?);
         Ok(())
@@ -152,17 +164,22 @@ impl LeaseKeeper {
     }
 }
 
-/// The patch that renews.
-fn renewal(version: Option<&str>, now: &str) -> Value {
+/// The patch that renews, if nobody else wrote the lease since `version`.
+fn renewal(version: Option<&String>, now: &str) -> Value {
     match version {
         Some(version) => json!({ "spec": { "renewTime": now }, "metadata": { "resourceVersion": version } }),
-        // An older lease may have been written with another duration. The record of who wrote which field is half of
-        // a lease, and every renewal would be answered with it; once emptied it stays so, until somebody applies.
-        None => json!({
-            "spec": { "renewTime": now, "leaseDurationSeconds": DURATION_SECONDS },
-            "metadata": { "managedFields": [{}] },
-        }),
+        None => json!({ "spec": { "renewTime": now } }),
     }
+}
+
+/// The patch that renews a lease of which nothing is known. An older one may have been written with another duration.
+/// The record of who wrote which field is half of a lease, and every renewal would be answered with it; once emptied it
+/// stays so, until somebody applies.
+fn first_renewal(now: &str) -> Value {
+    json!({
+        "spec": { "renewTime": now, "leaseDurationSeconds": DURATION_SECONDS },
+        "metadata": { "managedFields": [{}] },
+    })
 }
 
 /// A new lease, owned by the Node.
@@ -196,11 +213,38 @@ mod tests {
     fn renewals_are_small_and_times_have_microseconds() {
         assert_eq!(micro_time(1_700_000_000_000_001_999), "2023-11-14T22:13:20.000001Z");
         assert_eq!(micro_time(0), "1970-01-01T00:00:00.000000Z");
-        let patch = renewal(Some("7"), "T").to_string();
-        assert_eq!(patch, r#"{"spec":{"renewTime":"T"},"metadata":{"resourceVersion":"7"}}"#);
-        assert_eq!(renewal(None, "T")["metadata"]["managedFields"], json!([{}]));
+        let checked = renewal(Some(&"7".to_owned()), "T").to_string();
+        assert_eq!(checked, r#"{"spec":{"renewTime":"T"},"metadata":{"resourceVersion":"7"}}"#);
+        assert_eq!(renewal(None, "T").to_string(), r#"{"spec":{"renewTime":"T"}}"#);
+        assert_eq!(first_renewal("T")["metadata"]["managedFields"], json!([{}]));
         let lease = lease("n", "u", "T");
         assert_eq!(lease["metadata"]["ownerReferences"][0]["uid"], "u");
         assert_eq!(lease["spec"]["leaseDurationSeconds"], 40);
+    }
+
+    #[tokio::test]
+    async fn another_writer_of_the_lease_is_found_within_a_minute_and_then_at_once() {
+        const LEASES: &str = "/apis/coordination.k8s.io/v1/leases";
+        let api = coracle_cluster::testing::FakeApi::start().await;
+        let theirs = || {
+            api.put(LEASES, json!({ "metadata": { "name": "n", "namespace": NAMESPACE }, "spec": { "renewTime": "T" } }))
+        };
+        theirs();
+        let (_node, node) = watch::channel(None);
+        let mut keeper = LeaseKeeper::new(Arc::new(NodeConfig::new("n")), api.cluster(), node);
+        for _ in 1..CHECK_EVERY {
+            keeper.renew().await.unwrap();
+            theirs();
+        }
+        assert_eq!(keeper.conflicts, 0, "not asked yet");
+        for count in 1..=3 {
+            keeper.renew().await.unwrap();
+            theirs();
+            assert_eq!(keeper.conflicts, count);
+        }
+        keeper.renew().await.unwrap();
+        assert_eq!(keeper.conflicts, 4);
+        keeper.renew().await.unwrap();
+        assert_eq!((keeper.conflicts, keeper.unchecked), (0, 0), "the other has ended");
     }
 }

@@ -203,8 +203,7 @@ impl ObjectSource for ApiObjects {
     }
 
     async fn settle(&self, pod: &Pod) {
-        self.settle_objects(pod).await;
-        self.settle_tokens(pod).await;
+        tokio::join!(self.settle_objects(pod), self.settle_tokens(pod));
     }
 
     fn revision(&self, pod: &Pod) -> u64 {

@@ -1,7 +1,9 @@
 //! Follows one object of the API, or the services of one namespace, by a watch of its own.
 //!
 //! A task per followed thing, started and owned by [`super::ApiObjects`]. It holds nothing: what it hears goes to
-//! the table. An object that is marked immutable is read once and its watch ended.
+//! the table. A pod waits for the first word of an object, so that is a read of its own: the API server answers it at
+//! once, whereas a list waits until the server's cache has caught up with its store. An object that is marked
+//! immutable is not watched.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -36,29 +38,44 @@ impl Found {
 
 /// Tells `publish` what is there, first and after each change. Ends for an immutable object alone.
 pub(super) async fn follow(cluster: Cluster, reference: Reference, mut publish: impl FnMut(Found) + Send) {
-    let scope = Scope::namespace(reference.namespace.clone());
-    let scope = if reference.name.is_empty() { scope } else { scope.named(&reference.name) };
     match reference.kind {
         ObjectKind::ConfigMap => {
             let found = |map: Option<Payload<String>>| Found::ConfigMap(map.map(|map| Arc::new(map.into())));
-            follow_one(cluster.watch(scope), found, publish).await;
+            follow_one(&cluster, &reference, found, publish).await;
         }
         ObjectKind::Secret => {
             let found = |secret: Option<Payload<ByteString>>| {
                 Found::Secret(secret.map(|secret| Arc::new(secret.into())))
             };
-            follow_one(cluster.watch(scope), found, publish).await;
+            follow_one(&cluster, &reference, found, publish).await;
         }
-        ObjectKind::Service => follow_services(cluster, scope, &mut publish).await,
+        ObjectKind::Service => {
+            let scope = Scope::namespace(reference.namespace);
+            follow_services(cluster.watch(scope), &mut publish).await;
+        }
     }
 }
 
-async fn follow_one<K>(
-    changes: impl Stream<Item = Change<K>> + Send,
+async fn follow_one<K: Object>(
+    cluster: &Cluster,
+    Reference { namespace, name, .. }: &Reference,
     found: impl Fn(Option<K>) -> Found,
     mut publish: impl FnMut(Found),
 ) {
-    let mut changes = pin!(changes);
+    let first = match cluster.get::<K>(Some(namespace), name).await {
+        Ok(object) => Some(found(Some(object))),
+        Err(error) if error.is_not_found() => Some(found(None)),
+        // Whatever is wrong, the watch meets it too, tells of it and tries again.
+        Err(_) => None,
+    };
+    if let Some(first) = first {
+        let is_final = first.is_final();
+        publish(first);
+        if is_final {
+            return;
+        }
+    }
+    let mut changes = pin!(cluster.watch(Scope::namespace(namespace.clone()).named(name)));
     let mut listed = None;
     while let Some(change) = changes.next().await {
         let now = match change {
@@ -82,8 +99,11 @@ async fn follow_one<K>(
     }
 }
 
-async fn follow_services(cluster: Cluster, scope: Scope, publish: &mut impl FnMut(Found)) {
-    let mut changes = pin!(cluster.watch::<ApiService>(scope));
+async fn follow_services(
+    changes: impl Stream<Item = Change<ApiService>> + Send,
+    publish: &mut impl FnMut(Found),
+) {
+    let mut changes = pin!(changes);
     let mut services = BTreeMap::new();
     let mut is_listing = true;
     while let Some(change) = changes.next().await {
