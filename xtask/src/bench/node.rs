@@ -3,7 +3,9 @@
 //!
 //! Counted is everything on the node that is neither a pod's own process nor kube-proxy: agent or kubelet and
 //! containerd, shims, pause. Both kinds run one after the other, each on a fresh cluster of its own. A pod's start is
-//! timed from the request that creates it, already bound to the node, to a file that its program writes.
+//! timed from the request that creates it, already bound to the node, to a file that its program writes. A join is
+//! timed from the start of the node's processes, with the making of its namespaces, until the API calls it Ready; a
+//! restart from the agent's or kubelet's start until it has said so anew.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -21,7 +23,10 @@ use crate::{artifacts, peers, setup};
 
 /// Single starts that a percentile is taken from.
 const STARTS: usize = 30;
+/// Restarts of agent or kubelet that a median is taken from.
+const RESTARTS: usize = 5;
 const NAMESPACE: &str = "/api/v1/namespaces/default/pods";
+const NODE: &str = "/api/v1/nodes/node";
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// A measure, its unit, where it was taken, and its value.
@@ -72,11 +77,15 @@ struct Bench {
 impl Bench {
     fn start(kind: &Kind) -> Result<Self> {
         let mut cluster = Cluster::start(&Options::of_test("bench"))?;
+        let begun = Instant::now();
         cluster.add_node("node", kind)?;
+        let joined = begun.elapsed();
         let marks = cluster.node("node")?.machine.folder.join("lib/node/marks");
         std::fs::create_dir_all(&marks).with_context(|| format!("cannot create {}", marks.display()))?;
         count_bytes(&cluster)?;
-        Ok(Self { cluster, marks, measures: Vec::new(), pods: 0 })
+        let mut bench = Self { cluster, marks, measures: Vec::new(), pods: 0 };
+        bench.add("join_s", "s", 0, joined.as_secs_f64());
+        Ok(bench)
     }
 
     fn measure(mut self) -> Result<Vec<Measure>> {
@@ -98,6 +107,7 @@ impl Bench {
         let took = self.delete()?;
         self.add("delete_s", "s", 100, took.as_secs_f64());
         self.single_starts()?;
+        self.restarts()?;
         self.cluster.down()?;
         Ok(self.measures)
     }
@@ -193,6 +203,36 @@ impl Bench {
         Ok(())
     }
 
+    /// Kills and starts what speaks to the API server, which meanwhile says that the node is unknown to it.
+    fn restarts(&mut self) -> Result<()> {
+        let mut samples = Vec::new();
+        for _ in 0..RESTARTS {
+            let machine = &self.node()?.machine;
+            let service = if machine.pid_of("kubelet").is_some() { "kubelet" } else { "coracle" };
+            machine.kill_service(service)?;
+            let mut node = self.cluster.api.get(NODE)?;
+            for condition in node["status"]["conditions"].as_array_mut().into_iter().flatten() {
+                if condition["type"] == "Ready" {
+                    condition["status"] = "Unknown".into();
+                }
+            }
+            let patch = json!({ "status": { "conditions": node["status"]["conditions"] } });
+            self.cluster.api.merge(&format!("{NODE}/status"), &patch)?;
+            let begun = Instant::now();
+            machine.start_service_again(service)?;
+            self.cluster.wait(
+                "the node is Ready again",
+                LIMIT,
+                |api| Ok(is_ready(&api.get(NODE)?)),
+                || machine.last_words(service, 20),
+            )?;
+            samples.push(begun.elapsed().as_secs_f64());
+        }
+        let p50 = percentile(&mut samples, 50);
+        self.add("restart_s", "s", 0, p50);
+        Ok(())
+    }
+
     fn single_starts(&mut self) -> Result<()> {
         let mut samples = Vec::new();
         for number in 0..STARTS {
@@ -216,6 +256,11 @@ impl Bench {
         self.add("start_ms_p99", "ms", 1, p99);
         Ok(())
     }
+}
+
+fn is_ready(node: &Value) -> bool {
+    let conditions = node["status"]["conditions"].as_array();
+    conditions.is_some_and(|all| all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"))
 }
 
 fn runs(pod: &Value) -> bool {
