@@ -227,7 +227,10 @@ mod tests {
         const LEASES: &str = "/apis/coordination.k8s.io/v1/leases";
         let api = coracle_cluster::testing::FakeApi::start().await;
         let theirs = || {
-            api.put(LEASES, json!({ "metadata": { "name": "n", "namespace": NAMESPACE }, "spec": { "renewTime": "T" } }))
+            api.put(
+                LEASES,
+                json!({ "metadata": { "name": "n", "namespace": NAMESPACE }, "spec": { "renewTime": "T" } }),
+            )
         };
         theirs();
         let (_node, node) = watch::channel(None);
