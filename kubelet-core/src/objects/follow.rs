@@ -13,6 +13,7 @@ use coracle_cluster::{Change, Cluster, Object, Resource, Scope};
 use futures_util::{Stream, StreamExt as _};
 use serde::Deserialize;
 
+use super::early::once_known;
 use super::references::{ObjectKind, Reference};
 use super::{Service, ServicePort};
 use crate::api::{ByteString, ConfigMap, ObjectMeta, Secret};
@@ -62,7 +63,7 @@ async fn follow_one<K: Object>(
     found: impl Fn(Option<K>) -> Found,
     mut publish: impl FnMut(Found),
 ) {
-    let first = match cluster.get::<K>(Some(namespace), name).await {
+    let first = match once_known(|| cluster.get::<K>(Some(namespace), name)).await {
         Ok(object) => Some(found(Some(object))),
         Err(error) if error.is_not_found() => Some(found(None)),
         // Whatever is wrong, the watch meets it too, tells of it and tries again.

@@ -7,6 +7,7 @@
 
 mod api;
 mod classes;
+mod early;
 mod follow;
 mod kept;
 mod references;

@@ -12,15 +12,13 @@ use coracle_cluster::{ApiError, Cluster, Object, Resource};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::early::once_known;
 use crate::api::{Pod, ServiceAccountTokenProjection};
 
 /// A token older than this is renewed in any case.
 const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 /// Between tries to renew a token that still serves.
 const RETRY: Duration = Duration::from_secs(60);
-/// Between tries for a pod that the API server does not know of yet.
-const BEFORE_KNOWN: [Duration; 3] =
-    [Duration::from_millis(50), Duration::from_millis(150), Duration::from_millis(400)];
 /// An hour, for an answer that names no life.
 const DEFAULT_LIFE: i64 = 3600;
 
@@ -168,29 +166,10 @@ pub(super) async fn request(cluster: &Cluster, pod: &Pod, key: &TokenKey) -> Res
     });
     let namespace = Some(pod.metadata.namespace.as_str());
     let target = Some((key.account.as_str(), "token"));
-    let mut pauses = BEFORE_KNOWN.into_iter();
-    let answer = loop {
-        match cluster.create::<TokenRequest>(namespace, target, &body).await {
-            Ok(answer) => break answer,
-            Err(error) => match pauses.next().filter(|_| is_too_early(&error)) {
-                Some(pause) => tokio::time::sleep(pause).await,
-                None => return Err(words(&error)),
-            },
-        }
-    };
+    let answer = once_known(|| cluster.create::<TokenRequest>(namespace, target, &body)).await;
+    let answer = answer.map_err(|error| words(&error))?;
     let life = answer.spec.expiration_seconds.or(key.seconds).unwrap_or(DEFAULT_LIFE);
     Ok((answer.status.token, life))
-}
-
-/// Whether the API server does not know of the pod yet: its admission and its authorizer learn of it by watches of
-/// their own, and a pod is here sooner than there now and then.
-fn is_too_early(error: &ApiError) -> bool {
-    let message = error.message();
-    match error.code() {
-        Some(404) => message.starts_with("pod \"") || message.starts_with("pods \""),
-        Some(403) => message.contains("no relationship found between node"),
-        _ => false,
-    }
 }
 
 /// The server's own words where there are some, as they stand in a kubelet's events.

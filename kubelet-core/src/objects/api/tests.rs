@@ -74,6 +74,25 @@ async fn an_object_is_followed_while_a_pod_refers_to_it() {
 }
 
 #[tokio::test]
+async fn a_server_that_does_not_know_of_the_pod_yet_is_asked_again_soon() {
+    let (api, objects) = served().await;
+    api.put(MAPS, map("m", "1"));
+    let asked = std::sync::atomic::AtomicUsize::new(0);
+    api.respond(Method::GET, "/api/v1/namespaces/d/configmaps/m", move |_| {
+        match asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+            0 | 1 => (
+                403,
+                json!({"kind": "Status", "code": 403, "reason": "Forbidden", "status": "Failure", "message":
+                    "configmaps \"m\" is forbidden: no relationship found between node 'n' and this object"}),
+            ),
+            _ => (200, map("m", "2")),
+        }
+    });
+    objects.settle(&pod("one", mounting("m"))).await;
+    assert_eq!(value(&objects, "m").as_deref(), Some("2"), "the read's word, before that of the list");
+}
+
+#[tokio::test]
 async fn an_immutable_object_is_read_once() {
     let (api, objects) = served().await;
     let mut fixed = map("m", "1");
