@@ -255,7 +255,19 @@ fn kubectl_shows_what_it_shows_of_the_reference_node() {
                 cluster.ask(&["get", "pod", &format!("{name}-{node}"), "-o", "wide"]).unwrap_or_default();
             plain_words(&told, node)
         });
+        // One that runs on is not followed to its end.
+        let flags: &[&str] = if *phase == "Running" { &["--tail=1", "-p"] } else { &["-f", "-p"] };
+        for flag in flags {
+            compare(&format!("logs {flag} {name}"), &|node| {
+                let told = cluster.ask(&["logs", flag, &format!("{name}-{node}")]);
+                plain_words(&told.unwrap_or_else(|error| format!("{error:#}")), node)
+            });
+        }
     }
+    compare("get node", &|node| {
+        let told = cluster.ask(&["get", "node", node, "-o", "wide"]).unwrap_or_default();
+        plain_words(&told, node)
+    });
     compare("describe node", &|node| {
         // Its events depend on how long the harness waited for what.
         let told = cluster.ask(&["describe", "node", node]).unwrap_or_default();
