@@ -11,7 +11,7 @@ pub(crate) mod image_volumes;
 pub(crate) mod overlay;
 pub(crate) mod process;
 mod specification;
-mod start;
+pub(crate) mod start;
 mod stop;
 mod update;
 mod volumes;

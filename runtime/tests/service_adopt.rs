@@ -12,7 +12,11 @@ use futures_util::StreamExt as _;
 use service_support::{Node, script_container, until};
 
 fn kill(pid: u32) {
-    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+    signal("-9", pid);
+}
+
+fn signal(signal: &str, pid: u32) {
+    assert!(Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
 }
 
 async fn containers(node: &Node) -> Vec<Container> {
@@ -109,6 +113,28 @@ async fn a_killed_shim_takes_its_containers_with_it_and_says_so() {
     node.run(&sandbox, &pod, "main", "sleep 1000").await;
     node.remove_sandbox(&sandbox).await;
     node.remove_sandbox(&beside).await;
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_container_outlives_a_start_at_which_its_shim_does_not_answer() {
+    let mut node = Node::start().await;
+    let pod = node.sandbox("stuck");
+    let sandbox = node.run_sandbox(&pod).await;
+    let id =
+        node.run(&sandbox, &pod, "main", "trap 'exit 7' TERM; echo up; while :; do sleep 0.1; done").await;
+    node.log_has(&id, "up").await;
+    let shim = node.shim_pid(&sandbox);
+    node.stop().await;
+    signal("-STOP", shim);
+    node.restart().await;
+    assert_eq!(node.status(&id).await.state(), ContainerState::ContainerRunning);
+    signal("-CONT", shim);
+    assert_eq!(node.exec(&id, &["echo", "alive"]).await.stdout, b"alive\n");
+    // Its end is seen though nobody here asked for it.
+    assert_eq!(node.exec(&id, &["kill", "-TERM", "1"]).await.exit_code, 0);
+    assert_eq!(node.exit(&id).await.exit_code, 7);
+    node.remove_sandbox(&sandbox).await;
     node.finish().await;
 }
 

@@ -51,12 +51,15 @@ pub(crate) struct Process {
     pub(crate) spec: Vec<u8>,
     /// The connection with which an exec ends, because nobody else can read its output.
     pub(crate) owner: Option<u64>,
+    /// What waits for an exec's maker.
+    pub(crate) held: VecDeque<Call>,
 }
 
 impl Process {
     pub(crate) fn new(exec_id: String, phase: Phase, addresses: Addresses) -> Self {
         let (streams, waiters, spec) = (Streams::default(), Vec::new(), Vec::new());
-        Self { exec_id, phase, pid: 0, addresses, streams, waiters, spec, owner: None }
+        let held = VecDeque::new();
+        Self { exec_id, phase, pid: 0, addresses, streams, waiters, spec, owner: None, held }
     }
 
     pub(crate) fn exit(&self) -> Option<Exit> {
@@ -155,6 +158,12 @@ impl Container {
             return Some(&mut self.init);
         }
         self.execs.iter_mut().find(|exec| exec.exec_id == exec_id)
+    }
+
+    /// Where calls wait that would end an exec, while its maker runs.
+    pub(crate) fn held_for(&mut self, exec_id: &str) -> Option<&mut VecDeque<Call>> {
+        let mut making = self.execs.iter_mut().filter(|exec| exec.phase == Phase::Making);
+        making.find(|exec| exec.exec_id == exec_id).map(|exec| &mut exec.held)
     }
 
     pub(crate) fn processes_mut(&mut self) -> impl Iterator<Item = &mut Process> {

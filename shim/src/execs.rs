@@ -1,7 +1,8 @@
 //! Further processes of a container: announced by Exec, run by Start, removed by Delete. Methods of [`Shim`], called by
 //! the loop.
 //!
-//! An exec's maker does not make its container busy: execs run side by side, and a slow one delays nobody.
+//! An exec's maker does not make its container busy: execs run side by side, and a slow one delays nobody. What would
+//! end an exec waits for its maker, so that it ends the process which that leaves.
 
 use std::fs;
 use std::path::Path;
@@ -166,16 +167,13 @@ impl Shim {
             maker::read_pid(pid_file)
                 .map_err(|error| (Code::Unknown, format!("no pid from the maker: {error}")))
         });
-        let known = self.container(id).is_ok_and(|container| container.process(exec_id).is_some());
-        match pid {
-            Ok(pid) if known => {
-                if let Some(exec) =
-                    self.container(id).ok().and_then(|container| container.process_mut(exec_id))
-                {
-                    exec.pid = pid;
-                    exec.phase = Phase::Running;
-                    exec.spec = Vec::new();
-                }
+        let mut exec = self.container(id).ok().and_then(|container| container.process_mut(exec_id));
+        let held = exec.as_mut().map(|exec| std::mem::take(&mut exec.held)).unwrap_or_default();
+        match (pid, exec) {
+            (Ok(pid), Some(exec)) => {
+                exec.pid = pid;
+                exec.phase = Phase::Running;
+                exec.spec = Vec::new();
                 self.start_streams(id, exec_id);
                 self.announce(&events::TaskExecStarted {
                     container_id: id.to_owned(),
@@ -185,9 +183,8 @@ impl Shim {
                 // The answer comes before that of a Wait, should the process have ended already.
                 self.conclude(reply, "exec", Ok(task::StartResponse { pid: pid.unsigned_abs() }));
                 self.take_early_exit(id, exec_id, pid);
-                self.end_abandoned();
             }
-            Ok(pid) => {
+            (Ok(pid), None) => {
                 // The container was deleted meanwhile; nobody can reach this process any more.
                 drop(sys::kill(pid, libc::SIGKILL));
                 self.conclude(
@@ -196,7 +193,7 @@ impl Shim {
                     Err::<Empty, _>((Code::NotFound, format!("container {id} is gone"))),
                 );
             }
-            Err(error) => {
+            (Err(error), _) => {
                 // A maker that was killed at its end has started the process, which nobody would ever end.
                 if let Ok(pid) = maker::read_pid(pid_file)
                     && maker::is_child(pid)
@@ -205,9 +202,10 @@ impl Shim {
                 }
                 self.exec_failed(id, exec_id);
                 self.conclude(reply, "exec", Err::<Empty, _>(error));
-                self.end_abandoned();
             }
         }
+        held.into_iter().for_each(|call| self.go_on_with(call));
+        self.end_abandoned();
     }
 
     /// Ends execs whose owner is gone: nobody can read their output or ask for their end.

@@ -438,7 +438,8 @@ impl Shim {
         if container.mounted {
             rootfs::unmount(&containerd::rootfs(&container.bundle));
         }
-        let queued: Vec<ReplyTo> = container.queue.drain(..).map(|call| call.reply).collect();
+        let held = container.execs.iter_mut().flat_map(|exec| std::mem::take(&mut exec.held));
+        let queued: Vec<ReplyTo> = container.queue.drain(..).chain(held).map(|call| call.reply).collect();
         let waiters = container.processes_mut().flat_map(|process| std::mem::take(&mut process.waiters));
         let everyone: Vec<ReplyTo> = waiters.chain(queued).chain(reply).collect();
         for process in container.processes_mut() {

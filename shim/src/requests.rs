@@ -84,6 +84,15 @@ impl Operation {
                 | Self::Update(_)
         )
     }
+
+    /// The exec that it ends. Whether there is one shows when the exec's maker has ended.
+    fn ends_exec(&self) -> Option<&str> {
+        match self {
+            Self::Kill(r) => Some(&r.exec_id),
+            Self::Delete(r) => Some(&r.exec_id),
+            _ => None,
+        }
+    }
 }
 
 impl Shim {
@@ -142,7 +151,7 @@ impl Shim {
         Ok(())
     }
 
-    /// Carries a request out, or queues it behind the maker that works on its container.
+    /// Carries a request out, or queues it behind the maker that works on its container or exec.
     pub(crate) fn submit(&mut self, call: Call) {
         let id = call.operation.container();
         let Some(container) = self.containers.iter_mut().find(|container| container.id == id) else {
@@ -150,10 +159,14 @@ impl Shim {
             return self.refuse(call.reply, Code::NotFound, message);
         };
         let waits = container.busy && (call.operation.is_ordered() || container.init.phase == Phase::Making);
-        if !waits {
-            self.perform(call);
-        } else if container.queue.len() < MAX_QUEUED {
-            container.queue.push_back(call);
+        let queue = match call.operation.ends_exec() {
+            _ if waits => Some(&mut container.queue),
+            Some(exec_id) => container.held_for(exec_id),
+            None => None,
+        };
+        let Some(queue) = queue else { return self.perform(call) };
+        if queue.len() < MAX_QUEUED {
+            queue.push_back(call);
         } else {
             let message = format!("{MAX_QUEUED} requests wait for container {id}");
             self.refuse(call.reply, Code::ResourceExhausted, message);
@@ -167,11 +180,16 @@ impl Shim {
                 return;
             }
             let Some(call) = container.queue.pop_front() else { return };
-            if call.deadline.is_some_and(|deadline| deadline < sys::boot_ms()) {
-                self.refuse(call.reply, Code::DeadlineExceeded, "waited too long for the container's maker");
-            } else {
-                self.perform(call);
-            }
+            self.go_on_with(call);
+        }
+    }
+
+    /// Carries out what waited for a maker.
+    pub(crate) fn go_on_with(&mut self, call: Call) {
+        if call.deadline.is_some_and(|deadline| deadline < sys::boot_ms()) {
+            self.refuse(call.reply, Code::DeadlineExceeded, "waited too long for the container's maker");
+        } else {
+            self.submit(call);
         }
     }
 

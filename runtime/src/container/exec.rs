@@ -28,11 +28,9 @@ impl Engine {
     ) -> Result<v1::ExecSyncResponse, ServiceError> {
         let (stdout, stdout_end) = output_pipe()?;
         let (stderr, stderr_end) = output_pipe()?;
-        let stdio = Stdio { stdout: Some(&stdout_end), stderr: Some(&stderr_end), ..Stdio::default() };
+        let stdio = Stdio { stdout: Some(stdout_end), stderr: Some(stderr_end), ..Stdio::default() };
         // Ends the process also when the caller goes away.
         let running = self.start_exec(container, &command, stdio).await?;
-        // Only the process may hold the writing ends, or their end would never come.
-        drop((stdout_end, stderr_end));
         let bound = u64::try_from(timeout).ok().filter(|seconds| *seconds > 0);
         let outcome = match bound {
             Some(seconds) => {

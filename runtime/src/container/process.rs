@@ -1,7 +1,8 @@
 //! A process beside the first of a container, as the shim runs it. Held by ExecSync and by sessions of exec.
 //!
 //! The shim opens its streams by their path below our own /proc, so nothing is left on disk whoever dies, and kills the
-//! process when our connection ends. Whoever lets go of a [`RunningExec`] has the process killed and forgotten.
+//! process when our connection ends. Whoever lets go of a [`RunningExec`] has the process killed and forgotten, also
+//! while it is being made.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -16,20 +17,23 @@ use super::{Container, phase_name};
 use crate::record::ContainerPhase;
 use crate::service::Engine;
 use crate::service_error::ServiceError;
-use crate::shim_client::ShimClient;
+use crate::shim_client::{ShimClient, ShimError};
 
-/// How long the maker may take to start the process.
-const START_BOUND: Duration = Duration::from_secs(60);
+/// How long the maker may take to start the process, and the process to end.
+const BOUND: Duration = Duration::from_secs(60);
+
+/// A running process is asked for once, killed, and asked for again. What is more is for one that was about to run.
+const END_ROUNDS: usize = 3;
 
 /// One execution of this process: names of execs must differ from those of the runtime before.
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// The ends of pipes that the process gets; what is absent is /dev/null.
 #[derive(Default)]
-pub(crate) struct Stdio<'a> {
-    pub(crate) stdin: Option<&'a OwnedFd>,
-    pub(crate) stdout: Option<&'a OwnedFd>,
-    pub(crate) stderr: Option<&'a OwnedFd>,
+pub(crate) struct Stdio {
+    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) stdout: Option<OwnedFd>,
+    pub(crate) stderr: Option<OwnedFd>,
     /// It gets a terminal, whose other side is `stdin` and `stdout`.
     pub(crate) terminal: bool,
 }
@@ -45,12 +49,12 @@ impl Engine {
         Err(ServiceError::WrongState { id: container.id.clone(), state, wanted: "running" })
     }
 
-    /// Starts a command in a running container.
+    /// Starts a command in a running container. Its ends of the pipes are its own from then on.
     pub(crate) async fn start_exec(
         self: &Arc<Self>,
         container: &Container,
         command: &[String],
-        stdio: Stdio<'_>,
+        stdio: Stdio,
     ) -> Result<RunningExec, ServiceError> {
         self.expect_running(container)?;
         if command.is_empty() {
@@ -62,12 +66,12 @@ impl Engine {
         let exec = Exec { shim, container: container.id.clone(), id };
         let process = self.exec_process(container, command, stdio.terminal)?;
         // Takes the process back also when the caller goes away while it is being started.
-        let mut running = RunningExec { engine: self.clone(), exec: Some(exec.clone()) };
-        if let Err(error) = exec.start(process, stdio).await {
-            running.exec = None;
-            exec.forget().await;
+        let mut running = RunningExec { engine: self.clone(), exec: Some(exec.clone()), stdio };
+        if let Err(error) = exec.start(process, &running.stdio).await {
+            running.forget().await;
             return Err(error);
         }
+        running.stdio = Stdio::default();
         Ok(running)
     }
 
@@ -87,6 +91,8 @@ impl Engine {
 pub(crate) struct RunningExec {
     engine: Arc<Engine>,
     exec: Option<Exec>,
+    /// Held until it is started: the shim opens them by their numbers, which must not be another file's by then.
+    stdio: Stdio,
 }
 
 impl RunningExec {
@@ -118,9 +124,10 @@ impl RunningExec {
 impl Drop for RunningExec {
     fn drop(&mut self) {
         if let Some(exec) = self.exec.take() {
+            let stdio = std::mem::take(&mut self.stdio);
             self.engine.tasks.spawn(async move {
-                exec.kill().await;
                 exec.forget().await;
+                drop(stdio);
             });
         }
     }
@@ -134,39 +141,45 @@ struct Exec {
 }
 
 impl Exec {
-    async fn start(&self, process: Vec<u8>, stdio: Stdio<'_>) -> Result<(), ServiceError> {
-        let address = |end: Option<&OwnedFd>| end.map(pipe_address).unwrap_or_default();
+    async fn start(&self, process: Vec<u8>, stdio: &Stdio) -> Result<(), ServiceError> {
+        let address = |end: &Option<OwnedFd>| end.as_ref().map(pipe_address).unwrap_or_default();
         let request = task::ExecProcessRequest {
             id: self.container.clone(),
             exec_id: self.id.clone(),
             terminal: stdio.terminal,
-            stdin: address(stdio.stdin),
-            stdout: address(stdio.stdout),
-            stderr: address(stdio.stderr),
+            stdin: address(&stdio.stdin),
+            stdout: address(&stdio.stdout),
+            stderr: address(&stdio.stderr),
             spec: Some(Any::oci_process(process)),
         };
-        self.shim.call::<method::Exec>(&request, START_BOUND).await?;
+        self.shim.call::<method::Exec>(&request, BOUND).await?;
         let request = task::StartRequest { id: self.container.clone(), exec_id: self.id.clone() };
-        self.shim.call::<method::Start>(&request, START_BOUND).await?;
+        self.shim.call::<method::Start>(&request, BOUND).await?;
         Ok(())
     }
 
-    async fn kill(&self) {
-        let request =
-            task::KillRequest { id: self.container.clone(), exec_id: self.id.clone(), signal: 9, all: false };
-        // One that ended meanwhile is what we want.
-        let _ = self.shim.call::<method::Kill>(&request, START_BOUND).await;
-    }
-
+    /// Makes the shim forget the process, killing it when it still runs. While the process is being made the shim
+    /// answers neither: it does when the maker has ended.
     async fn forget(&self) {
         let request = task::DeleteRequest { id: self.container.clone(), exec_id: self.id.clone() };
-        for _ in 0..50 {
-            match self.shim.call::<method::Delete>(&request, START_BOUND).await {
-                Ok(_) => return,
+        let mut left = None;
+        for _ in 0..END_ROUNDS {
+            match self.shim.call::<method::Delete>(&request, BOUND).await {
+                Ok(_) | Err(ShimError::Gone { .. }) => return,
                 Err(error) if error.is_not_found() => return,
-                Err(_) => self.kill().await,
+                Err(error) => left = Some(error),
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            self.kill().await;
+        }
+        tracing::warn!(container = %self.container, exec = %self.id, ?left, "a command that nobody waits for was not ended");
+    }
+
+    /// Kills the process and waits for its end. One that ended meanwhile, or never ran, is what we want.
+    async fn kill(&self) {
+        let (id, exec_id) = (self.container.clone(), self.id.clone());
+        let request = task::KillRequest { id: id.clone(), exec_id: exec_id.clone(), signal: 9, all: false };
+        if self.shim.call::<method::Kill>(&request, BOUND).await.is_ok() {
+            let _ = self.shim.call::<method::Wait>(&task::WaitRequest { id, exec_id }, BOUND).await;
         }
     }
 }

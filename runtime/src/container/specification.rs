@@ -10,13 +10,16 @@ use oci_spec::runtime::Spec;
 
 use super::{Container, volumes};
 use crate::image::Image;
-use crate::record::ContainerPhase;
+use crate::record::{ContainerPhase, write_by_rename};
 use crate::sandbox::{self, Sandbox};
 use crate::service::Engine;
 use crate::service_error::ServiceError;
 use crate::spec::mounts::{self, SandboxFiles};
 use crate::spec::user::{self, ResolvedUser, UserFiles};
 use crate::spec::{self, ImageDefaults, NamespaceRef, Namespaces, SpecInput, cdi, observe, resources};
+
+/// The specification's name in a bundle.
+const SPEC: &str = "config.json";
 
 /// What the node's vendors give with these devices.
 fn cdi_edits(names: &[String]) -> Result<(Vec<cdi::Edits>, HashMap<PathBuf, cdi::NodeFacts>), cdi::CdiError> {
@@ -152,11 +155,11 @@ impl Engine {
         }
     }
 
-    /// Writes the specification into the bundle.
+    /// Writes the specification into the bundle, as a whole: commands that start meanwhile read it.
     pub(super) fn write_spec(&self, container: &Container, spec: &Spec) -> Result<(), ServiceError> {
-        let path = self.spec_path(container);
         let text = serde_json::to_vec(spec).map_err(refused)?;
-        fs::write(&path, text).map_err(ServiceError::file("write", path))
+        write_by_rename(&self.layout.bundle(&container.id), "config.json.new", SPEC, &text)
+            .map_err(ServiceError::file("write", self.spec_path(container)))
     }
 
     /// Reads the specification of the bundle.
@@ -188,6 +191,6 @@ impl Engine {
     }
 
     fn spec_path(&self, container: &Container) -> PathBuf {
-        self.layout.bundle(&container.id).join("config.json")
+        self.layout.bundle(&container.id).join(SPEC)
     }
 }

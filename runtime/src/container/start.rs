@@ -18,6 +18,12 @@ use crate::shim_client::{ShimClient, ShimError};
 /// How long the maker may take for one step. A board that swaps is slow; a hook that hangs is killed.
 const MAKE_BOUND: Duration = Duration::from_secs(120);
 
+/// How long a shim that did not answer about a container is left alone before it is asked again.
+pub(crate) const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Why a container is lost whose shim lives.
+pub(crate) const UNKNOWN: &str = "its shim does not know this container any more";
+
 /// What a CRI runtime tells as exit code when the process never ran.
 const START_ERROR_CODE: i32 = 128;
 
@@ -156,26 +162,30 @@ impl Engine {
         let (engine, container) = (self.clone(), container.clone());
         self.watch(async move {
             let wait = task::WaitRequest { id: container.id.clone(), ..Default::default() };
-            match shim.call_unbounded::<method::Wait>(&wait).await {
-                Ok(answer) => {
-                    let finished_at = answer.exited_at.map_or_else(wall_ns, |at| at.unix_ns());
-                    let (acting, ended) = (engine.clone(), container.clone());
-                    // An act of its own, so that it does not stop halfway when the runtime closes.
-                    engine.tasks.spawn(async move {
-                        acting.container_exited(&ended, answer.exit_status as i32, finished_at).await;
-                    });
+            let answer = loop {
+                match shim.call_unbounded::<method::Wait>(&wait).await {
+                    Ok(answer) => break Some(answer),
+                    // The death of the shim is handled for all its containers at once.
+                    Err(ShimError::Gone { .. }) => return,
+                    // The runtime before had it deleted and did not live to write that down.
+                    Err(error) if error.is_not_found() => break None,
+                    Err(error) => {
+                        tracing::warn!(container = %container.id, %error, "its end is not told; asked again");
+                        tokio::time::sleep(ASK_AGAIN).await;
+                    }
                 }
-                // The death of the shim is handled for all its containers at once.
-                Err(ShimError::Gone { .. }) => {}
-                // The runtime before had it deleted and did not live to write that down.
-                Err(error) => {
-                    tracing::debug!(container = %container.id, %error, "wait refused");
-                    let (acting, lost) = (engine.clone(), container.clone());
-                    engine.tasks.spawn(async move {
-                        acting.lose_container(&lost, "its shim does not know this container any more").await;
-                    });
+            };
+            let acting = engine.clone();
+            // An act of its own, so that it does not stop halfway when the runtime closes.
+            engine.tasks.spawn(async move {
+                match answer {
+                    Some(answer) => {
+                        let finished_at = answer.exited_at.map_or_else(wall_ns, |at| at.unix_ns());
+                        acting.container_exited(&container, answer.exit_status as i32, finished_at).await;
+                    }
+                    None => acting.lose_container(&container, UNKNOWN).await,
                 }
-            }
+            });
         });
     }
 

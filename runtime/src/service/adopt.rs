@@ -9,12 +9,13 @@ use std::time::Duration;
 use coracle_shim::protocol::{method, task};
 
 use super::{Engine, StartError};
+use crate::container::start::{ASK_AGAIN, UNKNOWN};
 use crate::container::{Container, overlay};
 use crate::record::{self, ContainerPhase, ContainerRecord, Exit, SandboxPhase, SandboxRecord};
 use crate::sandbox::{self, Sandbox};
 use crate::service::wall_ns;
 use crate::service_error::{ServiceError, chain};
-use crate::shim_client::ShimClient;
+use crate::shim_client::{ShimClient, ShimError};
 
 /// How long a living shim may take to answer about a container.
 const ANSWER_BOUND: Duration = Duration::from_secs(10);
@@ -169,46 +170,73 @@ impl Engine {
         }
     }
 
-    /// Asks the shim how a container fares that ran, or was being started, when the last runtime ended.
+    /// Takes over a container that ran, or was being started, when the last runtime ended. While its shim does not
+    /// answer, its record stands: a shim that is slow is no reason to end what it runs.
     async fn adopt_task(
         self: &Arc<Self>,
         sandbox: &Arc<Sandbox>,
         container: &Arc<Container>,
         shim: &ShimClient,
     ) {
-        let phase = container.record().phase.clone();
-        let request = task::StateRequest { id: container.id.clone(), exec_id: String::new() };
-        let state = shim.call::<method::State>(&request, ANSWER_BOUND).await;
-        let running = state.as_ref().is_ok_and(|state| {
-            matches!(state.status(), task::State::Running | task::State::Paused | task::State::Stopped)
+        let error = match task_pid(container, shim).await {
+            Ok(pid) => return self.take_task(sandbox, container, shim, pid).await,
+            Err(error) => error,
+        };
+        tracing::warn!(container = %container.id, error = %chain(&error), "how this container fares is asked again");
+        let (engine, shim) = (self.clone(), shim.clone());
+        let (sandbox, container) = (sandbox.clone(), container.clone());
+        self.watch(async move {
+            let pid = loop {
+                tokio::time::sleep(ASK_AGAIN).await;
+                if let Ok(pid) = task_pid(&container, &shim).await {
+                    break pid;
+                }
+            };
+            // An act of its own, so that it does not stop halfway when the runtime closes.
+            let acting = engine.clone();
+            engine.tasks.spawn(async move { acting.take_task(&sandbox, &container, &shim, pid).await });
         });
-        if running {
-            let pid = state.map(|state| state.pid).unwrap_or_default();
-            if let ContainerPhase::Starting { started_at } = phase {
+    }
+
+    async fn take_task(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        container: &Arc<Container>,
+        shim: &ShimClient,
+        pid: Option<u32>,
+    ) {
+        let act = container.operation.lock().await;
+        let phase = container.record().phase.clone();
+        match (phase, pid) {
+            (ContainerPhase::Starting { started_at }, Some(pid)) => {
                 let next = ContainerPhase::Running { pid, started_at };
                 if let Err(error) = container.change(&self.layout, |record| record.phase = next) {
                     tracing::warn!(container = %container.id, error = %chain(&error), "record not written");
                 }
+                self.watch_exit(container, shim.clone());
             }
-            self.watch_exit(container, shim.clone());
-            return;
+            (ContainerPhase::Starting { .. }, None) => {
+                let cgroup = self.container_cgroup(container, sandbox);
+                if let Err(error) = self.end_task(sandbox, &container.id, &cgroup).await {
+                    tracing::warn!(container = %container.id, error = %chain(&error), "an unfinished start left something");
+                }
+                let exit = Exit {
+                    started_at: 0,
+                    finished_at: wall_ns(),
+                    code: 128,
+                    reason: "StartError".into(),
+                    message: "the runtime ended while this container was being started".into(),
+                };
+                self.note_exit(container, exit);
+            }
+            (ContainerPhase::Running { .. }, Some(_)) => self.watch_exit(container, shim.clone()),
+            (ContainerPhase::Running { .. }, None) => {
+                drop(act);
+                self.lose_container(container, UNKNOWN).await;
+            }
+            // It ended while its shim was asked.
+            _ => {}
         }
-        if matches!(phase, ContainerPhase::Running { .. }) {
-            self.lose_container(container, "its shim does not know this container any more").await;
-            return;
-        }
-        let cgroup = self.container_cgroup(container, sandbox);
-        if let Err(error) = self.end_task(sandbox, &container.id, &cgroup).await {
-            tracing::warn!(container = %container.id, error = %chain(&error), "an unfinished start left something");
-        }
-        let exit = Exit {
-            started_at: 0,
-            finished_at: wall_ns(),
-            code: 128,
-            reason: "StartError".into(),
-            message: "the runtime ended while this container was being started".into(),
-        };
-        self.note_exit(container, exit);
     }
 
     /// Ends what a shim runs without a record of ours: a removal that was cut in half.
@@ -218,7 +246,8 @@ impl Engine {
         for task in info.containers {
             let expected = task.id == sandbox.id
                 || self.container(&task.id).is_ok_and(|container| {
-                    matches!(container.record().phase, ContainerPhase::Running { .. })
+                    let phase = &container.record().phase;
+                    matches!(phase, ContainerPhase::Running { .. } | ContainerPhase::Starting { .. })
                 });
             if !expected {
                 let cgroup = self.cgroups.container_path(&sandbox.cgroup_parent(), &task.id);
@@ -227,5 +256,20 @@ impl Engine {
                 }
             }
         }
+    }
+}
+
+/// The pid of a container's first process, unless its shim runs none or is gone. An error is no answer yet.
+async fn task_pid(container: &Container, shim: &ShimClient) -> Result<Option<u32>, ShimError> {
+    let request = task::StateRequest { id: container.id.clone(), exec_id: String::new() };
+    match shim.call::<method::State>(&request, ANSWER_BOUND).await {
+        Ok(state) => {
+            let runs =
+                matches!(state.status(), task::State::Running | task::State::Paused | task::State::Stopped);
+            Ok(runs.then_some(state.pid))
+        }
+        Err(ShimError::Gone { .. }) => Ok(None),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
     }
 }

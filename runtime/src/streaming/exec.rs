@@ -53,22 +53,15 @@ async fn command(
 ) -> Result<i32, ServiceError> {
     let container = engine.container(&request.container_id)?;
     let (input, stdin) = streams.stdin.is_some().then(input_pipe).transpose()?.unzip();
-    let (stdout, stdout_end) = streams.stdout.is_some().then(output_pipe).transpose()?.unzip();
-    let (stderr, stderr_end) = streams.stderr.is_some().then(output_pipe).transpose()?.unzip();
-    let stdio = Stdio {
-        stdin: stdin.as_ref(),
-        stdout: stdout_end.as_ref(),
-        stderr: stderr_end.as_ref(),
-        terminal: request.tty,
-    };
+    let (from_stdout, stdout) = streams.stdout.is_some().then(output_pipe).transpose()?.unzip();
+    let (from_stderr, stderr) = streams.stderr.is_some().then(output_pipe).transpose()?.unzip();
+    let stdio = Stdio { stdin, stdout, stderr, terminal: request.tty };
     let running = engine.start_exec(&container, &request.cmd, stdio).await?;
-    // Only the process may hold its ends, or no stream would ever end.
-    drop((stdin, stdout_end, stderr_end));
     let gauge = Gauge::default();
     let outputs = async {
         tokio::join!(
-            copy::output(stdout, streams.stdout.take(), &gauge),
-            copy::output(stderr, streams.stderr.take(), &gauge)
+            copy::output(from_stdout, streams.stdout.take(), &gauge),
+            copy::output(from_stderr, streams.stderr.take(), &gauge)
         )
     };
     // A process may end with its input unread; what becomes of the input is no matter then.

@@ -233,3 +233,40 @@ fn an_exec_with_a_terminal() {
     assert_eq!(sandbox.wait_exec("c", "e"), 0);
     assert_eq!(read_all(reader), "terminal\r\n");
 }
+
+/// Starts commands only once a file is there.
+const WAITING: &str =
+    "case \"$*\" in *' exec '*) until test -e $0; do sleep 0.02; done;; esac; exec MAKER \"$@\"";
+
+#[test]
+fn what_would_end_an_exec_waits_until_it_is_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let gate = folder.path().join("gate");
+    let script = WAITING.replace("MAKER", &crate::harness::maker());
+    let mut sandbox = Sandbox::with("/bin/busybox", &["sh", "-c", &script, gate.to_str().unwrap()]);
+    sandbox.run("c", "sleep 600");
+    let process =
+        json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["sleep", "600"], "env": ["PATH=/bin"]});
+    let spec = Some(Any::oci_process(process.to_string().into_bytes()));
+    let names = || ("c".to_owned(), "e".to_owned());
+    let (id, exec_id) = names();
+    let announce = task::ExecProcessRequest { id, exec_id, spec, ..Default::default() };
+    sandbox.client.call::<method::Exec>(&announce).unwrap();
+    let mut caller = sandbox.connect();
+    let (id, exec_id) = names();
+    let start = caller.send::<method::Start>(&task::StartRequest { id, exec_id });
+    let (id, exec_id) = names();
+    let delete = caller.send::<method::Delete>(&task::DeleteRequest { id, exec_id });
+    let (id, exec_id) = names();
+    let kill = task::KillRequest { id, exec_id, signal: 9, all: false };
+    let kill = caller.send::<method::Kill>(&kill);
+    // Others are served meanwhile.
+    assert_eq!(sandbox.state("c").unwrap().status(), State::Running);
+    std::fs::write(gate, "").unwrap();
+    assert!(caller.receive::<method::Start>(start).unwrap().pid > 0);
+    let refused = caller.receive::<method::Delete>(delete).unwrap_err();
+    assert!(refused.message.contains("is running"), "{refused}");
+    caller.receive::<method::Kill>(kill).unwrap();
+    assert_eq!(sandbox.wait_exec("c", "e"), 137);
+    assert_eq!(sandbox.delete("c", "e").unwrap().exit_status, 137);
+}
