@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use coracle_cri::v1::*;
 use coracle_cri::{Code, RuntimeService as _};
-use coracle_runtime::BridgeNetwork;
+use coracle_runtime::{BridgeNetwork, Maker};
 use coracle_streaming::channel::{ExecOptions, Outcome, TerminalSize};
 use coracle_streaming::client::{self, Ask, ClientExec, Forwarder, Transport};
 use coracle_streaming::spdy;
@@ -179,6 +179,47 @@ async fn a_client_that_leaves_takes_its_process_along() {
     })
     .await;
     drop(session);
+    node.remove_sandbox(&sandbox).await;
+    node.finish().await;
+}
+
+/// A maker that starts commands only once a file `gate` lies beside it, and tells with files how far it is.
+fn slow_maker(folder: &Path) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt as _;
+    let maker = match std::env::var("CORACLE_TEST_MAKER") {
+        Ok(path) => path,
+        Err(_) => concat!(env!("CARGO_BIN_EXE_coracle-runtime-helper"), " oci").to_owned(),
+    };
+    let path = folder.join("maker");
+    let script = "#!/bin/busybox sh
+        case \"$*\" in
+            *' exec '*) touch FOLDER/begun; until test -e FOLDER/gate; do sleep 0.02; done; MAKER \"$@\"; code=$?
+                touch FOLDER/done; exit $code;;
+            *) exec MAKER \"$@\";;
+        esac";
+    let script = script.replace("MAKER", &maker).replace("FOLDER", &folder.to_string_lossy());
+    fs::write(&path, script).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_while_its_command_is_started_takes_it_along() {
+    let folder = tempfile::tempdir().unwrap();
+    let maker = slow_maker(folder.path());
+    let node = Node::with(|config| config.maker = Maker::Path(maker)).await;
+    let pod = node.sandbox("slow");
+    let sandbox = node.run_sandbox(&pod).await;
+    let id = node.run(&sandbox, &pod, "main", "sleep 1000").await;
+    let session = exec(&node, &id, &["sleep", "704"], OUTPUT).await;
+    let is_there = |name: &str| folder.path().join(name).exists().then_some(());
+    until("the maker to begin", || async { is_there("begun") }).await;
+    drop(session);
+    // Long enough for whoever would lose patience with the maker.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    fs::write(folder.path().join("gate"), "").unwrap();
+    until("the command to be made", || async { is_there("done") }).await;
+    until("the command to be gone", || async { (!sleeps(704)).then_some(()) }).await;
     node.remove_sandbox(&sandbox).await;
     node.finish().await;
 }
@@ -572,8 +613,15 @@ fn isolated(test: &str) -> bool {
     false
 }
 
-/// Servers in a network namespace that send back what comes. Their threads end with the test's process.
+/// Servers in a network namespace that send back what comes.
 fn echo_servers(pin: PathBuf, addresses: &'static [&'static str]) {
+    serve(pin, addresses, |mut stream| {
+        let _ = std::io::copy(&mut stream.try_clone().unwrap(), &mut stream);
+    });
+}
+
+/// Servers in a network namespace. Their threads end with the test's process.
+fn serve(pin: PathBuf, addresses: &'static [&'static str], answer: fn(std::net::TcpStream)) {
     let bind = move || {
         let pin = fs::File::open(pin).unwrap();
         rustix::thread::move_into_link_name_space(pin.as_fd(), None).unwrap();
@@ -583,8 +631,8 @@ fn echo_servers(pin: PathBuf, addresses: &'static [&'static str]) {
     for listener in std::thread::spawn(bind).join().unwrap() {
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                std::thread::spawn(move || std::io::copy(&mut stream.try_clone().unwrap(), &mut stream));
+                let stream = stream.unwrap();
+                std::thread::spawn(move || answer(stream));
             }
         });
     }
@@ -606,7 +654,14 @@ async fn ports_of_a_pods_own_loopback_are_forwarded() {
     let sandbox = node.run_sandbox(&pod).await;
     // One listens on IPv4's loopback alone, one on IPv6's; both send back what comes until it ends.
     let pin = node.state().join("sandboxes").join(&sandbox).join("ns/net");
-    echo_servers(pin, &["127.0.0.1:8080", "[::1]:8081"]);
+    echo_servers(pin.clone(), &["127.0.0.1:8080", "[::1]:8081"]);
+    // One answers after a while, one never.
+    serve(pin.clone(), &["127.0.0.1:8083"], |mut stream| {
+        let _ = std::io::copy(&mut stream, &mut std::io::sink());
+        std::thread::sleep(Duration::from_secs(2));
+        let _ = std::io::Write::write_all(&mut stream, b"late");
+    });
+    serve(pin, &["127.0.0.1:8084"], |_stream| std::thread::sleep(Duration::from_secs(600)));
     for transport in [Transport::Spdy, Transport::WebSocket] {
         let forwarder = forwarder(&node, &sandbox, transport).await;
         for port in [8080, 8081] {
@@ -626,8 +681,25 @@ async fn ports_of_a_pods_own_loopback_are_forwarded() {
         let error = forwarder.connect(8082).await.unwrap().error().await.unwrap().unwrap();
         assert!(error.contains("8082") && error.contains("refused"), "{error}");
     }
-    // Many side by side over one connection.
     let forwarder = forwarder(&node, &sandbox, Transport::Spdy).await;
+    // An answer that takes its time reaches a client whose side has ended.
+    let mut forwarded = forwarder.connect(8083).await.unwrap();
+    forwarded.data.shutdown().await.unwrap();
+    let mut late = String::new();
+    forwarded.data.read_to_string(&mut late).await.unwrap();
+    assert_eq!((late.as_str(), forwarded.error().await.unwrap()), ("late", None));
+    // A client that is gone is let go, though its pod says nothing: at once by a reset, else after a while.
+    for reset in [true, false] {
+        let (mut data, error) = forwarder.connect(8084).await.unwrap().into_parts();
+        data.write_all(b"anybody?").await.unwrap();
+        data.shutdown().await.unwrap();
+        if reset {
+            data.reset();
+        }
+        let over = tokio::time::timeout(Duration::from_secs(60), error).await;
+        assert_eq!(over.expect("the connection ends").unwrap(), None, "reset: {reset}");
+    }
+    // Many side by side over one connection.
     let mut open = Vec::new();
     for number in 0..100u32 {
         let mut forwarded = forwarder.connect(8080).await.unwrap();

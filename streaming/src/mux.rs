@@ -68,11 +68,15 @@ struct StreamState {
     write_only: bool,
     reader: Option<Waker>,
     opener: Option<Waker>,
+    /// Whoever wants to know of its reset.
+    watcher: Option<Waker>,
 }
 
 impl StreamState {
     fn wake(&mut self) {
-        for waker in [self.reader.take(), self.opener.take()].into_iter().flatten() {
+        for waker in
+            [&mut self.reader, &mut self.opener, &mut self.watcher].into_iter().filter_map(Option::take)
+        {
             waker.wake();
         }
     }

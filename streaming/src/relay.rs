@@ -75,6 +75,8 @@ async fn connect(mut here: Forward, there: Arc<Forwarder>) -> io::Result<()> {
         Ok(forwarded) => forwarded.into_parts(),
         Err(error) => return here.fail(&format!("{broken}: {error}")).await,
     };
+    // Whoever resets the connection here wants nothing more of it there.
+    let broken_off = here.data.broken();
     let said = {
         let ((here_read, here_write), (there_read, there_write)) = (split(&mut here.data), split(&mut data));
         let up = async {
@@ -92,13 +94,18 @@ async fn connect(mut here: Forward, there: Arc<Forwarder>) -> io::Result<()> {
             said
         };
         tokio::select! {
-            said = down => said,
+            said = down => Some(said),
+            () = broken_off => None,
             () = up => unreachable!("up waits for ever at its end"),
         }
     };
     match said {
-        Ok(None) => here.finish().await,
-        Ok(Some(message)) => here.fail(&message).await,
-        Err(error) => here.fail(&format!("{broken}: {error}")).await,
+        Some(Ok(None)) => here.finish().await,
+        Some(Ok(Some(message))) => here.fail(&message).await,
+        Some(Err(error)) => here.fail(&format!("{broken}: {error}")).await,
+        None => {
+            data.reset();
+            here.finish().await
+        }
     }
 }

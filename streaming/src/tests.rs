@@ -291,6 +291,32 @@ async fn a_relay_forwards_connections_and_refusals() {
     assert!(runtime.next().await.is_none());
 }
 
+#[tokio::test]
+async fn a_relay_tells_on_that_a_connection_is_reset() {
+    let (pipes, inner) = (duplex(8 * 1024), duplex(8 * 1024));
+    let session = server::forward(pipes.0, ForwardProtocol::Tunnel, &[], &LONG).await.unwrap();
+    let there = Forwarder::new(inner.1, ForwardProtocol::Spdy).unwrap();
+    let relay = tokio::spawn(crate::relay::forward(session, there));
+    let mut runtime = server::forward(inner.0, ForwardProtocol::Spdy, &[], &LONG).await.unwrap();
+    let caller = Forwarder::new(pipes.1, ForwardProtocol::Tunnel).unwrap();
+    let (connection, forward) = tokio::join!(caller.connect(80), runtime.next());
+    let (mut connection, mut forward) = (connection.unwrap(), forward.unwrap());
+    connection.data.shutdown().await.unwrap();
+    assert_eq!(forward.data.read(&mut [0]).await.unwrap(), 0);
+    // A half-close is no reset: the answer may yet come.
+    tokio::select! {
+        biased;
+        () = forward.data.broken() => panic!("reset by a half-close"),
+        () = std::future::ready(()) => {}
+    }
+    connection.data.reset();
+    forward.data.broken().await;
+    // Whoever asked is answered though the runtime has not said a word.
+    assert_eq!(connection.error().await.unwrap(), None);
+    drop(caller);
+    relay.await.unwrap();
+}
+
 /// What a connection holds beside its buffers: the window and tables of one decompressor.
 const INFLATER: usize = 64 * 1024;
 

@@ -89,28 +89,27 @@ async fn serve(listener: TcpListener, port: u16, forwarder: Arc<Forwarder>) -> R
 async fn carry(mut stream: TcpStream, port: u16, forwarder: &Forwarder) -> Result<Option<String>> {
     let lost = "the connection to the pod is lost";
     let (mut data, error) = forwarder.connect(port).await.context(lost)?.into_parts();
-    let (mut here_read, mut here_write) = stream.split();
-    let (mut there_read, mut there_write) = split(&mut data);
-    let up = async {
-        // The end of either side is told on; the other direction lasts until its own.
-        let _ = copy(&mut here_read, &mut there_write).await;
-        let _ = there_write.shutdown().await;
-        std::future::pending::<()>().await;
-    };
-    let down = async {
-        let ((), said) = tokio::join!(
-            async {
-                let _ = copy(&mut there_read, &mut here_write).await;
-                let _ = here_write.shutdown().await;
-            },
-            error
-        );
-        said
-    };
-    tokio::select! {
-        said = down => said.context(lost),
-        () = up => unreachable!("up waits for ever at its end"),
+    {
+        let ((mut here_read, mut here_write), (mut there_read, mut there_write)) =
+            (stream.split(), split(&mut data));
+        let up = async {
+            // An end is told on, and the answer waited for. Whoever broke off waits for none.
+            if copy(&mut here_read, &mut there_write).await.is_ok() {
+                let _ = there_write.shutdown().await;
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            _ = copy(&mut there_read, &mut here_write) => {}
+            () = up => {}
+        }
     }
+    // The pod is told that nothing more is taken, and then its last word is.
+    data.reset();
+    drop(data);
+    let said = error.await.context(lost);
+    let _ = stream.shutdown().await;
+    said
 }
 
 #[cfg(test)]

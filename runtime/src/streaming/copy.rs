@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use coracle_streaming::Stream;
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::unix::pipe;
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{tcp, unix::pipe};
 
 /// Bytes of one read. The buffer lives from a read to its write alone, so that a quiet session holds none.
 const CHUNK: usize = 16 * 1024;
@@ -46,10 +46,47 @@ impl Gauge {
     }
 }
 
+/// What can be waited for without a buffer at hand.
+pub(super) trait Source {
+    fn readable(&self) -> impl Future<Output = std::io::Result<()>> + Send;
+    fn try_read(&self, into: &mut [u8]) -> std::io::Result<usize>;
+}
+
+impl Source for pipe::Receiver {
+    fn readable(&self) -> impl Future<Output = std::io::Result<()>> + Send {
+        self.readable()
+    }
+
+    fn try_read(&self, into: &mut [u8]) -> std::io::Result<usize> {
+        self.try_read(into)
+    }
+}
+
+impl Source for tcp::ReadHalf<'_> {
+    fn readable(&self) -> impl Future<Output = std::io::Result<()>> + Send {
+        self.readable()
+    }
+
+    fn try_read(&self, into: &mut [u8]) -> std::io::Result<usize> {
+        self.try_read(into)
+    }
+}
+
 /// Copies output to the client until its end. A client that takes no more loses the pipe too, so that the process does
 /// not wait for it.
 pub(super) async fn output(from: Option<pipe::Receiver>, to: Option<Stream>, gauge: &Gauge) {
     let (Some(from), Some(mut to)) = (from, to) else { return };
+    if until_end(&from, &mut to, gauge).await.is_ok() {
+        let _ = to.shutdown().await;
+    }
+}
+
+/// Copies until the end of what is read. An error is the client's.
+pub(super) async fn until_end(
+    from: &impl Source,
+    to: &mut (impl AsyncWrite + Unpin),
+    gauge: &Gauge,
+) -> std::io::Result<()> {
     while from.readable().await.is_ok() {
         let mut buffer = vec![0; CHUNK];
         let bytes = match from.try_read(&mut buffer) {
@@ -66,11 +103,9 @@ pub(super) async fn output(from: Option<pipe::Receiver>, to: Option<Stream>, gau
         if begun.elapsed() > STALL {
             gauge.stalled.store(true, Ordering::Relaxed);
         }
-        if written.is_err() {
-            return;
-        }
+        written?;
     }
-    let _ = to.shutdown().await;
+    Ok(())
 }
 
 /// Copies input from the client until its end, or until nobody reads it any more.

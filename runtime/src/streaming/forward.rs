@@ -1,7 +1,6 @@
 //! A session of port-forward: connections to ports on the loopback addresses of a pod's network namespace. Its task
 //! and those of its connections end with the client.
 
-use std::future::pending;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -11,10 +10,11 @@ use std::time::Duration;
 use coracle_cri::v1;
 use coracle_streaming::server::{self, Forward, ForwardProtocol, Timeouts, ports_from_query};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-use tokio::io::{AsyncWriteExt as _, copy};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
+use super::copy::{self, Gauge};
 use super::serve::Io;
 use crate::netns;
 use crate::sandbox::{self, Sandbox};
@@ -69,20 +69,24 @@ async fn connection(engine: Arc<Engine>, sandbox_id: String, forward: Forward) {
     };
 }
 
-/// Carries bytes both ways. The client's end is told on; the connection lasts until the pod's.
+/// Carries bytes both ways, until the pod's end or the client's reset. The client's end is told on and the pod's answer
+/// waited for; where none comes any more the client is gone, which `kubectl` tells as an end too.
 async fn carry(mut forward: Forward, mut stream: TcpStream) -> io::Result<()> {
+    let broken = forward.data.broken();
     {
         let (mut from_client, mut to_client) = tokio::io::split(&mut forward.data);
-        let (mut from_pod, mut to_pod) = stream.split();
+        let (from_pod, mut to_pod) = stream.split();
+        let gauge = Gauge::default();
         let up = async {
-            let _ = copy(&mut from_client, &mut to_pod).await;
+            let _ = tokio::io::copy(&mut from_client, &mut to_pod).await;
             let _ = to_pod.shutdown().await;
-            pending::<()>().await;
+            gauge.silent().await;
         };
         tokio::select! {
             // A reset by the pod is an end too.
-            _ = copy(&mut from_pod, &mut to_client) => {}
-            () = up => unreachable!("up waits for ever at its end"),
+            _ = copy::until_end(&from_pod, &mut to_client, &gauge) => {}
+            () = up => {}
+            () = broken => {}
         }
     }
     forward.finish().await

@@ -76,8 +76,24 @@ impl Stream {
         .await
     }
 
-    /// Ends both directions.
-    pub(crate) fn reset(&self) {
+    /// Waits until the peer has ended both directions at once, which a half-close does not, or the connection is over.
+    pub fn broken(&self) -> impl Future<Output = ()> + Send + use<> {
+        let (id, shared) = (self.id, self.shared.clone());
+        std::future::poll_fn(move |context| {
+            let mut state = shared.lock();
+            let is_open = state.phase == Phase::Open;
+            match state.streams.get_mut(&id).filter(|stream| is_open && !stream.reset) {
+                Some(stream) => {
+                    stream.watcher = Some(context.waker().clone());
+                    Poll::Pending
+                }
+                None => Poll::Ready(()),
+            }
+        })
+    }
+
+    /// Ends both directions at once.
+    pub fn reset(&self) {
         let mut state = self.shared.lock();
         let State { wire, out, streams, .. } = &mut *state;
         let stream = streams.get_mut(&self.id).expect(HELD);
