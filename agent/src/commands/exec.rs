@@ -7,6 +7,7 @@ use std::io::{Read as _, Write};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use coracle_kubelet_core::api::Container;
 use coracle_streaming::Stream;
 use coracle_streaming::channel::{ExecOptions, Outcome, Version};
 use coracle_streaming::client::{self, ResizeSender};
@@ -28,15 +29,28 @@ const WAITING: usize = 2;
 /// Runs a command in a container; its exit code is ours.
 pub(crate) fn exec(args: &ExecArgs) -> Result<ExitCode> {
     let command = args.command.clone();
-    run(&args.container, |uid, container, streams| Request::Exec { uid, container, command, streams })
+    let tty = |_: &Container| args.container.tty;
+    run(&args.container, tty, |uid, container, streams| Request::Exec { uid, container, command, streams })
 }
 
-/// Attaches to what a container runs, until that ends.
+/// Attaches to what a container runs, until that ends. Whether there is a terminal was said when the container was
+/// made: to take ours without one would leave the user no key that does anything.
 pub(crate) fn attach(args: &AttachArgs) -> Result<ExitCode> {
-    run(&args.container, |uid, container, streams| Request::Attach { uid, container, streams })
+    let tty = |container: &Container| {
+        if args.container.tty && !container.tty {
+            eprintln!("error: Unable to use a TTY - container {} did not allocate one", container.name);
+        }
+        container.tty
+    };
+    run(&args.container, tty, |uid, container, streams| Request::Attach { uid, container, streams })
 }
 
-fn run(args: &ContainerArgs, request: impl FnOnce(String, String, Streams) -> Request) -> Result<ExitCode> {
+/// `tty` says whether the container's side is a terminal.
+fn run(
+    args: &ContainerArgs,
+    tty: impl FnOnce(&Container) -> bool,
+    request: impl FnOnce(String, String, Streams) -> Request,
+) -> Result<ExitCode> {
     let state_dir = &args.state.state_dir;
     Agent::require(state_dir)?;
     let records = super::pod_records(state_dir)?;
@@ -50,14 +64,15 @@ fn run(args: &ContainerArgs, request: impl FnOnce(String, String, Streams) -> Re
         }
         (wanted, _) => super::container_name(pod, wanted.as_deref())?,
     };
-    let streams = Streams { stdin: args.stdin, stdout: true, stderr: !args.tty, tty: args.tty };
+    let tty = pod.container(&container).is_some_and(tty);
+    let streams = Streams { stdin: args.stdin, stdout: true, stderr: !tty, tty };
     let (stream, protocol) =
         Agent::require(state_dir)?.open(request(pod.metadata.uid.to_string(), container, streams))?;
     let version = Version::from_name(&protocol);
     let version = version.with_context(|| format!("the runtime speaks {protocol:?}, which is not known"))?;
     // What was asked for over the connection stays the agent's; the terminal is taken last.
-    let terminal = if args.tty && args.stdin { RawTerminal::begin()? } else { None };
-    if args.tty && args.stdin && terminal.is_none() {
+    let terminal = if tty && args.stdin { RawTerminal::begin()? } else { None };
+    if tty && args.stdin && terminal.is_none() {
         eprintln!("coracle: standard input is no terminal");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
