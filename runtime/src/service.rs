@@ -164,7 +164,7 @@ impl Runtime {
             return Err(StartError::NoShim { path: config.shim.clone() });
         }
         let maker = choose_maker(&config)?;
-        let handlers = handlers::ask(&config, &layout).await;
+        let handlers = handlers::ask(&config, &layout, &maker).await;
         let loaded = tokio::task::spawn_blocking(crate::spec::apparmor::load_default).await;
         if let Ok(Err(error)) = loaded {
             let error = crate::service_error::chain(&error);
@@ -400,7 +400,8 @@ fn choose_maker(config: &Config) -> Result<Vec<String>, StartError> {
         Maker::Auto if crate::maker::kernel_supports_own_maker().is_ok() => Ok(own()),
         Maker::Auto => {
             let path = std::env::var_os("PATH").unwrap_or_default();
-            let found = ["crun", "runc"]
+            // crun refuses hosts that have controllers in both versions of cgroups, as old ones do.
+            let found = ["runc", "crun"]
                 .iter()
                 .flat_map(|name| std::env::split_paths(&path).map(move |dir| dir.join(name)))
                 .find(|candidate| is_executable(candidate));
@@ -410,8 +411,8 @@ fn choose_maker(config: &Config) -> Result<Vec<String>, StartError> {
                     Ok(vec![found.to_string_lossy().into_owned()])
                 }
                 None => Err(StartError::NoMaker(
-                    "this kernel is older than Linux 5.12, which our own container maker needs, and neither crun \
-                     nor runc is in PATH; install one (Debian and Ubuntu: apt-get install runc)"
+                    "this kernel is older than Linux 5.12, which our own container maker needs, and neither runc \
+                     nor crun is in PATH; install one (Debian and Ubuntu: apt-get install runc)"
                         .into(),
                 )),
             }

@@ -25,16 +25,26 @@ async fn a_pod_runs_logs_ends_and_leaves_nothing() {
     let log = fs::read_to_string(&status.log_path).unwrap();
     assert!(log.contains(" stdout F out\n") && log.contains(" stderr F err\n"), "{log}");
 
+    node.remove_sandbox(&sandbox).await;
+    node.remove_sandbox(&sandbox).await;
+    // The sandbox is told of as a container of its own name, as containerd does.
     use ContainerEventType::*;
-    for expected in [ContainerCreatedEvent, ContainerStartedEvent, ContainerStoppedEvent] {
+    for (of, expected) in [
+        (&sandbox, ContainerCreatedEvent),
+        (&sandbox, ContainerStartedEvent),
+        (&id, ContainerCreatedEvent),
+        (&id, ContainerStartedEvent),
+        (&id, ContainerStoppedEvent),
+        (&sandbox, ContainerStoppedEvent),
+        (&id, ContainerDeletedEvent),
+        (&sandbox, ContainerDeletedEvent),
+    ] {
         let event = events.next().await.unwrap().unwrap();
-        assert_eq!((event.container_id.as_str(), event.container_event_type()), (id.as_str(), expected));
-        assert_eq!(event.pod_sandbox_status.unwrap().id, sandbox);
+        assert_eq!((&event.container_id, event.container_event_type()), (of, expected));
+        let told = event.pod_sandbox_status.unwrap();
+        let gone = expected == ContainerDeletedEvent || (of, expected) == (&sandbox, ContainerStoppedEvent);
+        assert_eq!((&told.id, told.state() == PodSandboxState::SandboxNotready), (&sandbox, gone));
     }
-    node.remove_sandbox(&sandbox).await;
-    node.remove_sandbox(&sandbox).await;
-    let event = events.next().await.unwrap().unwrap();
-    assert_eq!(event.container_event_type(), ContainerDeletedEvent);
     assert!(fs::exists(&status.log_path).unwrap(), "logs belong to the kubelet");
     node.finish().await;
 }

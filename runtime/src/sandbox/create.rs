@@ -6,6 +6,7 @@ use std::fs;
 use std::sync::Arc;
 
 use coracle_cri::v1;
+use coracle_cri::v1::ContainerEventType;
 
 use super::check::check;
 use super::{Sandbox, files, hostname, is_host_network, namespaces, reserved_name, user_mapping};
@@ -35,7 +36,8 @@ impl Engine {
         let user = user_mapping(&config).map_err(|what| ServiceError::Invalid { what })?;
         if user.is_some() && !self.features_of(&handler).user_namespaces {
             let cause = if own {
-                "user namespaces need Linux 5.19 and the maker of coracle".to_owned()
+                "user namespaces need Linux 5.19 and an OCI runtime that maps ids of mounts (ours and runc from 1.2 on do)"
+                    .to_owned()
             } else {
                 format!(
                     "the runtime of handler {handler:?} and this kernel map no ids of mounts (runc does from 1.2 on)"
@@ -67,6 +69,8 @@ impl Engine {
             return Err(error);
         }
         self.watch_shim(&sandbox);
+        self.tell_sandbox(ContainerEventType::ContainerCreatedEvent, &sandbox);
+        self.tell_sandbox(ContainerEventType::ContainerStartedEvent, &sandbox);
         Ok(id)
     }
 

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_cri::v1::ContainerEventType;
 use coracle_shim::protocol::{method, task};
 use oci_spec::runtime::Mount;
 use rustix::mount::mount_bind;
@@ -69,6 +70,7 @@ impl Engine {
                 if let Err(error) = changed {
                     tracing::warn!(sandbox = %sandbox.id, error = %chain(&error), "record not written");
                 }
+                engine.tell_sandbox(ContainerEventType::ContainerStoppedEvent, &sandbox);
             }
         });
     }

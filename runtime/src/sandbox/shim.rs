@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_cri::v1::ContainerEventType;
 use coracle_shim::protocol::{method, task};
 use tokio::process::Command;
 
@@ -108,6 +109,7 @@ impl Engine {
             // We ended it ourselves.
             return;
         }
+        let was_ready = sandbox.is_ready();
         tracing::warn!(sandbox = %sandbox.id, "the shim died; its containers are killed and the pod is made again");
         if let Err(error) = sandbox.change(&self.layout, |record| record.phase = SandboxPhase::NotReady) {
             tracing::warn!(sandbox = %sandbox.id, error = %chain(&error), "record not written");
@@ -116,6 +118,9 @@ impl Engine {
         // Before the turn below: a stop that has the turn waits for these ends.
         for container in self.containers_of(&sandbox.id) {
             self.lose_container(&container, "the shim that watched this container died").await;
+        }
+        if was_ready {
+            self.tell_sandbox(ContainerEventType::ContainerStoppedEvent, sandbox);
         }
         let _act = sandbox.operation.lock().await;
         for error in self.give_back_sandbox(sandbox).await {

@@ -6,6 +6,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_cri::v1::ContainerEventType;
+
 use super::{Sandbox, files};
 use crate::netns;
 use crate::record::SandboxPhase;
@@ -17,6 +19,7 @@ impl Engine {
     /// Stops a sandbox and everything in it at once.
     pub(crate) async fn stop_sandbox(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), ServiceError> {
         let _act = sandbox.operation.lock().await;
+        let was_ready = sandbox.is_ready();
         // The intent first: what is given back below must never be found as ready.
         sandbox.change(&self.layout, |record| record.phase = SandboxPhase::NotReady)?;
         let stops = self.containers_of(&sandbox.id).into_iter().map(|container| {
@@ -26,6 +29,9 @@ impl Engine {
         let mut errors: Vec<ServiceError> =
             futures_util::future::join_all(stops).await.into_iter().filter_map(Result::err).collect();
         errors.extend(self.give_back_sandbox(sandbox).await);
+        if was_ready {
+            self.tell_sandbox(ContainerEventType::ContainerStoppedEvent, sandbox);
+        }
         ServiceError::all(errors)
     }
 
@@ -37,6 +43,7 @@ impl Engine {
         }
         let _act = sandbox.operation.lock().await;
         ServiceError::all(self.demolish_sandbox(sandbox).await)?;
+        self.tell_sandbox(ContainerEventType::ContainerDeletedEvent, sandbox);
         self.index().sandboxes.remove(&sandbox.id);
         self.release_name(&sandbox.reserved_name(), &sandbox.id);
         Ok(())

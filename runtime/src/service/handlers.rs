@@ -20,6 +20,9 @@ use crate::service::Engine;
 /// How long a program may take to say what it can.
 const ANSWER: Duration = Duration::from_secs(10);
 
+/// The name of our own handler, for pods that name none. It is asked only where it has another's maker.
+const OWN: &str = "";
+
 /// By the name of the handler.
 pub(crate) type Handlers = HashMap<String, RuntimeHandlerFeatures>;
 
@@ -62,8 +65,13 @@ impl Told {
 
 /// Asks what is behind each handler. One that is not installed is told of, and its pods are refused; one that does not
 /// know the question is promised nothing that it would silently leave out.
-pub(super) async fn ask(config: &Config, layout: &Layout) -> Handlers {
+pub(super) async fn ask(config: &Config, layout: &Layout, maker: &[String]) -> Handlers {
     let mut handlers = Handlers::new();
+    if !is_own(maker) {
+        let path = PathBuf::from(&maker[0]);
+        let told = told(&path, &HandlerKind::Maker(path.clone()), config, layout).await.unwrap_or_default();
+        handlers.insert(OWN.to_owned(), told.features());
+    }
     for Handler { name, kind } in &config.handlers {
         let told = match program(kind) {
             Some(path) => told(&path, kind, config, layout).await.unwrap_or_default(),
@@ -79,6 +87,11 @@ pub(super) async fn ask(config: &Config, layout: &Layout) -> Handlers {
         handlers.insert(name.clone(), told.features());
     }
     handlers
+}
+
+/// Whether containers are made by this program itself.
+fn is_own(maker: &[String]) -> bool {
+    maker.get(1).is_some_and(|word| word == "oci")
 }
 
 fn program(kind: &HandlerKind) -> Option<PathBuf> {
@@ -122,13 +135,8 @@ impl Engine {
     /// What pods of a handler may ask for.
     pub(crate) fn features_of(&self, handler: &str) -> RuntimeHandlerFeatures {
         let maps_ids = self.host.idmapped_mounts && self.host.kernel >= (5, 19);
-        let told = match self.handlers.get(handler) {
-            Some(told) => *told,
-            None => {
-                let own = self.maker.get(1).is_some_and(|word| word == "oci");
-                RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: own }
-            }
-        };
+        let ours = RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: true };
+        let told = self.handlers.get(handler).or_else(|| self.handlers.get(OWN)).copied().unwrap_or(ours);
         RuntimeHandlerFeatures {
             recursive_read_only_mounts: told.recursive_read_only_mounts && self.host.recursive_readonly,
             // Images are shown with other owners by mounts that map ids, below an overlay (Linux 5.19).
@@ -161,12 +169,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_maker_of_pods_that_name_no_handler_is_asked_unless_it_is_our_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = folder.path().join("maker");
+        let text = "#!/bin/sh\ntest $1 = features && echo '{\"mountOptions\": [\"rro\"]}'\n";
+        std::fs::write(&script, text).unwrap();
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let config = Config::new(folder.path().join("root"), folder.path().join("state"), "/shim");
+        let script = script.to_string_lossy().into_owned();
+        let handlers = ask(&config, &config.layout(), std::slice::from_ref(&script)).await;
+        let able = RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
+        assert_eq!(handlers.get(OWN), Some(&able));
+        assert!(ask(&config, &config.layout(), &[script, "oci".to_owned()]).await.is_empty());
+    }
+
+    #[tokio::test]
     async fn a_program_that_does_not_answer_promises_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let mut config = Config::new(folder.path().join("root"), folder.path().join("state"), "/shim");
         config.handlers = vec!["false=/bin/false".parse().unwrap(), "none=/no/such".parse().unwrap()];
-        let handlers = ask(&config, &config.layout()).await;
-        for name in ["false", "none"] {
+        let handlers = ask(&config, &config.layout(), &["/bin/false".to_owned()]).await;
+        for name in ["false", "none", OWN] {
             assert_eq!(handlers[name], RuntimeHandlerFeatures::default(), "{name}");
         }
     }

@@ -171,14 +171,23 @@ pub(crate) fn labels_match(wanted: &HashMap<String, String>, labels: &HashMap<St
 impl Engine {
     /// Tells listeners that a container changed, with the state of its whole pod as containerd does.
     pub(crate) fn tell(&self, kind: v1::ContainerEventType, container: &Container) {
+        self.tell_of(kind, &container.id, &container.sandbox_id);
+    }
+
+    /// Tells listeners that a sandbox changed, as if it were a container of its own name.
+    pub(crate) fn tell_sandbox(&self, kind: v1::ContainerEventType, sandbox: &Sandbox) {
+        self.tell_of(kind, &sandbox.id, &sandbox.id);
+    }
+
+    fn tell_of(&self, kind: v1::ContainerEventType, id: &str, sandbox_id: &str) {
         self.events.send(|| {
-            let sandbox = self.sandbox(&container.sandbox_id).ok();
+            let sandbox = self.sandbox(sandbox_id).ok();
             v1::ContainerEventResponse {
-                container_id: container.id.clone(),
+                container_id: id.to_owned(),
                 container_event_type: kind.into(),
                 created_at: wall_ns(),
                 pod_sandbox_status: sandbox.map(|sandbox| sandbox_status(&sandbox.record())),
-                containers_statuses: self.statuses_of(&container.sandbox_id),
+                containers_statuses: self.statuses_of(sandbox_id),
             }
         });
     }
