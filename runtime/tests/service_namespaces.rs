@@ -5,8 +5,8 @@ mod service_support;
 
 use std::fs;
 
-use coracle_cri::RuntimeService as _;
 use coracle_cri::v1::*;
+use coracle_cri::{Code, RuntimeService as _};
 use service_support::{Node, namespaces, script_container, until};
 
 fn text(bytes: &[u8]) -> String {
@@ -130,7 +130,16 @@ async fn usage_is_told_and_limits_change_while_it_runs() {
         linux: Some(LinuxContainerResources { memory_limit_in_bytes: 96 << 20, ..Default::default() }),
         ..Default::default()
     };
+    // Whoever reads the specification meanwhile, as a command that starts does, reads the old one or the new.
+    let bundle = node.state().join("containers").join(&id);
+    let mut reader = fs::File::open(bundle.join("config.json")).unwrap();
     node.runtime().update_container_resources(request).await.unwrap();
+    let limit = |from: &mut dyn std::io::Read| {
+        let spec: serde_json::Value = serde_json::from_reader(from).unwrap();
+        spec["linux"]["resources"]["memory"]["limit"].as_i64().unwrap() >> 20
+    };
+    let mut new = fs::File::open(bundle.join("config.json")).unwrap();
+    assert_eq!((limit(&mut reader), limit(&mut new)), (64, 96));
     let limits: Vec<String> = service_support::entries(std::path::Path::new("/sys/fs/cgroup"))
         .iter()
         .map(|tree| tree.join(format!("{}/pods/measured/{id}", node.cgroup.trim_start_matches('/'))))
@@ -162,5 +171,51 @@ async fn a_renamed_log_goes_on_in_a_new_file() {
     node.runtime().reopen_container_log(request).await.unwrap();
     node.log_has(&id, "tick").await;
     node.remove_sandbox(&sandbox).await;
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_pods_own_limits_are_remembered_its_usage_is_listed_and_checkpoints_are_refused() {
+    let node = Node::start().await;
+    let (pod, other) = (node.sandbox("one"), node.sandbox("two"));
+    let (sandbox, beside) = (node.run_sandbox(&pod).await, node.run_sandbox(&other).await);
+    let id = node.run(&sandbox, &pod, "main", "sleep 1000").await;
+    let list = |id: &str| {
+        let filter = Some(PodSandboxStatsFilter { id: id.into(), ..Default::default() });
+        node.runtime().list_pod_sandbox_stats(ListPodSandboxStatsRequest { filter })
+    };
+    let stats = list("").await.unwrap().stats;
+    let mut told: Vec<_> = stats.iter().map(|stats| stats.attributes.as_ref().unwrap().id.clone()).collect();
+    told.sort();
+    let mut all = [sandbox.clone(), beside.clone()];
+    all.sort();
+    assert_eq!(told, all);
+    let [stats] = <[_; 1]>::try_from(list(&sandbox).await.unwrap().stats).unwrap();
+    let linux = stats.linux.unwrap();
+    assert_eq!(linux.containers.len(), 1);
+    assert_eq!(linux.containers[0].attributes.as_ref().unwrap().id, id);
+    assert!(linux.memory.unwrap().working_set_bytes.unwrap().value > 0);
+
+    let update = |id: &str| UpdatePodSandboxResourcesRequest {
+        pod_sandbox_id: id.into(),
+        overhead: None,
+        resources: Some(LinuxContainerResources { memory_limit_in_bytes: 77 << 20, ..Default::default() }),
+    };
+    node.runtime().update_pod_sandbox_resources(update(&sandbox)).await.unwrap();
+    let record = fs::read(node.state().join("sandboxes").join(&sandbox).join("record.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    let config = hex::decode(record["config"].as_str().unwrap()).unwrap();
+    let config = <PodSandboxConfig as prost::Message>::decode(config.as_slice()).unwrap();
+    assert_eq!(config.linux.unwrap().resources.unwrap().memory_limit_in_bytes, 77 << 20);
+    let request = StopPodSandboxRequest { pod_sandbox_id: beside.clone() };
+    node.runtime().stop_pod_sandbox(request).await.unwrap();
+    let refused = node.runtime().update_pod_sandbox_resources(update(&beside)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+
+    let request = CheckpointContainerRequest { container_id: id, location: "/tmp/none".into(), timeout: 0 };
+    let refused = node.runtime().checkpoint_container(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unimplemented);
+    node.remove_sandbox(&sandbox).await;
+    node.remove_sandbox(&beside).await;
     node.finish().await;
 }
