@@ -20,6 +20,7 @@
 //! Planning and status ([`source`]'s catalog, `pod/plan.rs`, `pod/status.rs`) are pure.
 
 pub mod admission;
+mod allocation;
 pub mod api;
 pub mod backoff;
 pub mod clock;

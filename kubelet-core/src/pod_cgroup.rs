@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use crate::api::Pod;
 use crate::container_config::HostFacts;
 use crate::node::EnforcedShare;
-use crate::qos::{self, QosClass};
+use crate::qos::{self, PodCgroupLimits, QosClass};
 use crate::sys;
 
 pub use names::CgroupDriver;
@@ -124,15 +124,31 @@ pub(crate) fn folders_of(group: &str) -> Vec<PathBuf> {
         .collect()
 }
 
+/// What a pod's group is known to be set to.
+#[derive(Clone, Debug)]
+struct Known {
+    /// What it adds to its tier's CPU, in thousandths of a core.
+    request: i64,
+    limits: PodCgroupLimits,
+}
+
+/// How far a resize of a pod's group goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// What becomes more: before the containers take it.
+    Raise,
+    /// All: after the containers gave what becomes less.
+    All,
+}
+
 /// The cgroups of this node's pods.
 pub(crate) struct PodCgroups {
     config: PodCgroupConfig,
     hierarchy: Hierarchy,
     hugepage_sizes: Vec<u64>,
     systemd: Option<Systemd>,
-    /// Pods whose groups are known to have their limits, with what they request of their tier's CPU in thousandths
-    /// of a core. A group that was made by an agent that was killed may lack them, so each agent sets them once.
-    known: Mutex<HashMap<String, i64>>,
+    /// Pods whose groups are known to have their limits. A group that was made by an agent that was killed may lack them, so each agent sets them once.
+    known: Mutex<HashMap<String, Known>>,
     /// Whether this agent has limited the group of all pods.
     is_top_limited: AtomicBool,
     /// Whether it was told that this failed.
@@ -238,17 +254,67 @@ impl PodCgroups {
         self.ensure_top(&top)?;
         self.make(&tier)?;
         let is_new = self.make(&name)?;
-        if !is_new && self.known().contains_key(&uid) {
-            return Ok(());
+        let known = self.known().get(&uid).filter(|_| !is_new).map(|known| known.limits.clone());
+        if let Some(known) = known {
+            // What becomes less is a resize, once the containers have given it.
+            return self.resize(pod, &known, Extent::Raise);
         }
-        let limits = qos::pod_cgroup_limits(pod, self.config.enforce_cpu_limits, self.config.cpu_period_us);
+        let limits = self.limits(pod);
         let settings = write::settings(&limits, self.config.pids_limit, &self.hugepage_sizes);
         self.apply(&name, &settings)?;
+        self.note(pod, limits)
+    }
+
+    /// The limits that the pod's group is to have.
+    pub(crate) fn limits(&self, pod: &Pod) -> PodCgroupLimits {
+        qos::pod_cgroup_limits(pod, self.config.enforce_cpu_limits, self.config.cpu_period_us)
+    }
+
+    /// Changes CPU and memory of the pod's group, which has been set to `from`.
+    pub(crate) fn resize(
+        &self,
+        pod: &Pod,
+        from: &PodCgroupLimits,
+        extent: Extent,
+    ) -> Result<(), CgroupError> {
+        let wanted = self.limits(pod);
+        let limits = match extent {
+            Extent::Raise => wanted.at_least(from),
+            Extent::All => wanted,
+        };
+        if limits == *from {
+            return Ok(());
+        }
+        let name = self.name(qos::qos_class(pod), &pod.metadata.uid);
+        self.apply(&name, &write::settings(&limits, None, &[]))?;
+        self.note(pod, limits)
+    }
+
+    /// Bytes of memory that the pod uses; none where nobody counts it.
+    pub(crate) fn memory_use(&self, pod: &Pod) -> Option<u64> {
+        let name = self.name(qos::qos_class(pod), &pod.metadata.uid);
+        let path = name.path(self.config.driver);
+        let (root, file) = match &self.hierarchy {
+            Hierarchy::V2 { root } => (root, "memory.current"),
+            Hierarchy::V1 { mounts, .. } => {
+                let (_, memory) = mounts.iter().find(|(name, _)| name == "memory")?;
+                (memory, "memory.usage_in_bytes")
+            }
+        };
+        let text = std::fs::read_to_string(root.join(path.trim_start_matches('/')).join(file)).ok()?;
+        text.trim().parse().ok()
+    }
+
+    /// Notes what the pod's group is set to, and weighs its tier anew.
+    fn note(&self, pod: &Pod, limits: PodCgroupLimits) -> Result<(), CgroupError> {
+        let class = qos::qos_class(pod);
+        let uid = pod.metadata.uid.to_string();
+        let tier = GroupName::new(&self.config.root).child(KUBEPODS).tier(class);
         let request = match class {
             QosClass::Burstable => qos::pod_requests(pod, true).get("cpu").copied().unwrap_or(0),
             QosClass::Guaranteed | QosClass::BestEffort => 0,
         };
-        self.known().insert(uid.clone(), request);
+        self.known().insert(uid.clone(), Known { request, limits });
         let tier_set = match class {
             QosClass::Guaranteed => Ok(()),
             QosClass::Burstable => self.set_burstable_shares(&tier),
@@ -260,14 +326,14 @@ impl PodCgroups {
         tier_set
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<String, i64>> {
+    fn known(&self) -> MutexGuard<'_, HashMap<String, Known>> {
         // Each change is one statement, so a panic elsewhere leaves the table whole.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The tier of burstable pods weighs what they request together.
     fn set_burstable_shares(&self, tier: &GroupName) -> Result<(), CgroupError> {
-        let total = self.known().values().fold(0, |sum: i64, milli| sum.saturating_add(*milli));
+        let total = self.known().values().fold(0, |sum: i64, known| sum.saturating_add(known.request));
         self.apply(tier, &[write::Setting::CpuShares(qos::milli_cpu_to_shares(total))])
     }
 
@@ -327,7 +393,7 @@ impl PodCgroups {
         let deadline = Instant::now() + KILL_PATIENCE;
         let mut errors: Vec<CgroupError> =
             dirs.iter().filter_map(|dir| remove_tree(dir, deadline).err()).collect();
-        let freed = self.known().remove(uid).unwrap_or(0);
+        let freed = self.known().remove(uid).map_or(0, |known| known.request);
         if freed != 0 {
             let tier = GroupName::new(&self.config.root).child(KUBEPODS).tier(QosClass::Burstable);
             errors.extend(self.set_burstable_shares(&tier).err());

@@ -233,6 +233,23 @@ pub struct PodCgroupLimits {
     pub hugepages: BTreeMap<u64, i64>,
 }
 
+impl PodCgroupLimits {
+    /// These, or those of `other` where they are more.
+    pub(crate) fn at_least(&self, other: &Self) -> Self {
+        // No number, or none above zero, means no limit.
+        let more = |a: Option<i64>, b: Option<i64>| match (a.filter(|v| *v > 0), b.filter(|v| *v > 0)) {
+            (Some(a), Some(b)) => Some(a.max(b)),
+            _ => None,
+        };
+        Self {
+            cpu_shares: self.cpu_shares.max(other.cpu_shares),
+            cpu_quota: more(self.cpu_quota, other.cpu_quota),
+            memory: more(self.memory, other.memory),
+            ..self.clone()
+        }
+    }
+}
+
 /// The limits that a pod's cgroup gets (the kubelet's `ResourceConfigForPod`).
 pub fn pod_cgroup_limits(pod: &Pod, enforce_cpu_limits: bool, cpu_period: u64) -> PodCgroupLimits {
     let requests = pod_requests(pod, true);
@@ -275,6 +292,12 @@ pub fn hugepage_size(resource: &str) -> Option<u64> {
 pub fn milli_cpu_to_shares(milli: i64) -> u64 {
     let shares = milli.saturating_mul(SHARES_PER_CPU) / MILLI;
     u64::try_from(shares).unwrap_or(0).clamp(MIN_SHARES, MAX_SHARES)
+}
+
+/// Thousandths of a core for CPU shares; of what was asked for, [`milli_cpu_to_shares`] loses less than one.
+pub fn shares_to_milli_cpu(shares: i64) -> i64 {
+    let milli = shares.saturating_mul(MILLI);
+    milli / SHARES_PER_CPU + i64::from(milli % SHARES_PER_CPU > 0)
 }
 
 /// CPU quota in microseconds per `period` for thousandths of a core; 0 means none is set.

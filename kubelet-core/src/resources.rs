@@ -19,18 +19,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_cri::v1::{ContainerConfig, PodSandboxConfig};
+use coracle_cri::v1::{ContainerConfig, LinuxContainerResources, PodSandboxConfig};
 use tokio::sync::Semaphore;
 
-use crate::api::{Pod, Quantity};
+use crate::api::{Container, Pod, Quantity};
 use crate::container_config::{self, ContainerInputs, CpuPolicy, HostFacts};
 use crate::env::{self, EnvInputs};
 use crate::events::{EventRecorder, EventType};
 use crate::objects::ObjectSource;
-use crate::pod_cgroup::PodCgroups;
+use crate::pod_cgroup::{Extent, PodCgroups};
+use crate::qos::PodCgroupLimits;
 use crate::resolv::{self, NodeDns};
 use crate::sandbox_config::{self, SandboxInputs};
-use crate::volume::{self, Immutables, PodObjects, VolumeInputs};
+use crate::volume::{self, Immutables, Layer, PodObjects, VolumeInputs};
 
 pub use crate::container_config::ImageRef;
 pub use config::PodResourcesConfig;
@@ -168,12 +169,51 @@ impl PodResources {
         self.blocking(uid, move || inner.teardown(&owned)).await.unwrap_or_else(interrupted)
     }
 
-    /// What is wrong with the disk use of the pod's emptyDir volumes: one eviction message for each that is above its
-    /// sizeLimit. Walks the volumes, so it is for the caller to ask seldom.
-    pub async fn volumes_over_limit(&self, pod: &Pod) -> Vec<String> {
+    /// What is wrong with the disk use of the pod: one eviction message for each emptyDir volume that is above its
+    /// sizeLimit, for the pod, and for each container above its limit, with what the runtime says of `layers`. Walks
+    /// volumes and logs, so it is for the caller to ask seldom.
+    pub(crate) async fn storage_over_limit(&self, pod: &Pod, layers: Vec<Layer>) -> Vec<String> {
         let (inner, pod, uid) = (self.0.clone(), pod.clone(), pod.metadata.uid.clone());
-        let work = move || volume::over_limit(&pod, &inner.pod_dir(&pod.metadata.uid));
+        let work = move || {
+            let pod_dir = inner.pod_dir(&pod.metadata.uid);
+            let mut over = volume::over_limit(&pod, &pod_dir);
+            over.extend(volume::over_storage_limit(&pod, &pod_dir, &inner.log_dir(&pod), &layers));
+            over
+        };
         self.blocking(&uid, work).await.unwrap_or_default()
+    }
+
+    /// The limits that the pod's cgroup is to have.
+    pub(crate) fn limits(&self, pod: &Pod) -> PodCgroupLimits {
+        self.0.cgroups.limits(pod)
+    }
+
+    /// Changes the pod's cgroup, which has been set to `from`: what becomes more, or all.
+    pub(crate) async fn resize(
+        &self,
+        pod: &Arc<Pod>,
+        from: &PodCgroupLimits,
+        extent: Extent,
+    ) -> Result<(), PrepareError> {
+        let (inner, pod, from, uid) = (self.0.clone(), pod.clone(), from.clone(), pod.metadata.uid.clone());
+        let work = move || inner.cgroups.resize(&pod, &from, extent).map_err(PrepareError::Cgroup);
+        self.blocking(&uid, work).await.unwrap_or(Err(PrepareError::Interrupted))
+    }
+
+    /// Bytes of memory that the pod uses, where they are counted.
+    pub(crate) async fn memory_use(&self, pod: &Arc<Pod>) -> Option<u64> {
+        let (inner, pod, uid) = (self.0.clone(), pod.clone(), pod.metadata.uid.clone());
+        self.blocking(&uid, move || inner.cgroups.memory_use(&pod)).await.flatten()
+    }
+
+    /// What a running container is to have, as the runtime is told.
+    pub(crate) fn container_size(&self, pod: &Pod, container: &Container) -> LinuxContainerResources {
+        container_config::container_size(pod, container, &self.0.facts, self.0.cpu())
+    }
+
+    /// What a pod has beside its containers and what they have together, as the runtime is told.
+    pub(crate) fn sandbox_size(&self, pod: &Pod) -> [LinuxContainerResources; 2] {
+        sandbox_config::sandbox_size(pod, self.0.cpu())
     }
 
     /// UIDs of pods that have a folder on this node, for finding those that nobody wants any more.

@@ -350,6 +350,11 @@ pub fn namespace_options(pod: &Pod, user_namespace: Option<UserNamespace>) -> Na
     }
 }
 
+/// What a pod has beside its containers, and what they have together.
+pub(crate) fn sandbox_size(pod: &Pod, cpu: CpuPolicy) -> [LinuxContainerResources; 2] {
+    [overhead(pod, cpu), resources(pod, cpu)]
+}
+
 fn resources(pod: &Pod, cpu: CpuPolicy) -> LinuxContainerResources {
     let requests = qos::pod_requests(pod, false);
     let limits = qos::pod_limits(pod, false);

@@ -25,7 +25,12 @@ use crate::args::RunArgs;
 use crate::node_args::{AuthorizationMode, NodeArgs};
 
 /// What this node has of the features that nodes declare, in the order of their names.
-const DECLARED_FEATURES: [&str; 2] = ["ExtendWebSocketsToKubelet", "RestartAllContainersOnContainerExits"];
+const DECLARED_FEATURES: [&str; 4] = [
+    "ExtendWebSocketsToKubelet",
+    "InPlacePodLevelResourcesVerticalScaling",
+    "InPlacePodVerticalScalingInitContainers",
+    "RestartAllContainersOnContainerExits",
+];
 
 /// What the Node says and how its API is served.
 #[derive(Clone, Debug)]

@@ -37,7 +37,7 @@ pub struct Container {
     pub env: Vec<EnvVar>,
     pub resources: ResourceRequirements,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub resize_policy: Vec<Unused>,
+    pub resize_policy: Vec<ContainerResizePolicy>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restart_policy: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -70,6 +70,16 @@ pub struct Container {
     pub tty: bool,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub target_container_name: String,
+}
+
+/// Whether a container has to start anew when an amount of a resource changes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ContainerResizePolicy {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub resource_name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub restart_policy: String,
 }
 
 /// A rule that decides a restart by exit code, before the restart policy does.

@@ -5,6 +5,7 @@
 #![allow(missing_docs)]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,20 @@ pub struct Pod {
     pub metadata: ObjectMeta,
     pub spec: PodSpec,
     pub status: PodStatus,
+    /// Of a pod that is held at what it was given while the API asks for more: never on the wire.
+    #[serde(skip)]
+    pub pending_resize: Option<Box<PendingResize>>,
+}
+
+/// Resources that the API asks for and that this node has not given.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PendingResize {
+    /// The pod as it is asked for.
+    pub wanted: Arc<Pod>,
+    /// Why it has to wait; none until that was decided.
+    pub deferred: Option<String>,
+    /// Its place among those that wait.
+    pub since: u64,
 }
 
 /// What should run.

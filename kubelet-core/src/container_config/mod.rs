@@ -7,8 +7,8 @@ mod linux;
 mod security;
 
 use coracle_cri::v1::{
-    ContainerConfig, ContainerMetadata, Device, ImageSpec, KeyValue, LinuxContainerConfig, Mount, Signal,
-    UserNamespace,
+    ContainerConfig, ContainerMetadata, Device, ImageSpec, KeyValue, LinuxContainerConfig,
+    LinuxContainerResources, Mount, Signal, UserNamespace,
 };
 
 use crate::api::{Container, Pod};
@@ -143,6 +143,16 @@ pub fn container_config(
         devices: inputs.devices,
         ..ContainerConfig::default()
     })
+}
+
+/// CPU and memory of a container that goes on with others.
+pub(crate) fn container_size(
+    pod: &Pod,
+    container: &Container,
+    facts: &HostFacts,
+    cpu: CpuPolicy,
+) -> LinuxContainerResources {
+    linux::container_resources(pod, container, facts, cpu)
 }
 
 /// `<container>/<attempt>.log`, relative to the pod's log folder.

@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use coracle_cri::v1::{ContainerConfig, PodSandboxConfig};
+use coracle_cri::v1::{ContainerConfig, LinuxContainerResources, PodSandboxConfig};
 
 use crate::api::{Container, Pod};
 use crate::container_config::ImageRef;
 use crate::image_pull::{ImagePuller, PullError};
 use crate::pod::edges::{Images, Resources, StepError};
+use crate::pod_cgroup::Extent;
+use crate::qos::PodCgroupLimits;
 use crate::resources::PodResources;
+use crate::volume::Layer;
 
 #[async_trait]
 impl Images for ImagePuller {
@@ -68,8 +71,29 @@ impl Resources for PodResources {
         PodResources::renewal(self, uid)
     }
 
-    async fn over_limit(&self, pod: &Pod) -> Vec<String> {
-        self.volumes_over_limit(pod).await
+    async fn over_limit(&self, pod: &Pod, layers: Vec<Layer>) -> Vec<String> {
+        self.storage_over_limit(pod, layers).await
+    }
+
+    fn limits(&self, pod: &Pod) -> PodCgroupLimits {
+        PodResources::limits(self, pod)
+    }
+
+    async fn resize(&self, pod: &Arc<Pod>, from: &PodCgroupLimits, extent: Extent) -> Result<(), StepError> {
+        let resized = PodResources::resize(self, pod, from, extent).await;
+        resized.map_err(|error| step(error.reason(), &error))
+    }
+
+    async fn memory_use(&self, pod: &Arc<Pod>) -> Option<u64> {
+        PodResources::memory_use(self, pod).await
+    }
+
+    fn container_size(&self, pod: &Pod, container: &Container) -> LinuxContainerResources {
+        PodResources::container_size(self, pod, container)
+    }
+
+    fn sandbox_size(&self, pod: &Pod) -> [LinuxContainerResources; 2] {
+        PodResources::sandbox_size(self, pod)
     }
 
     async fn on_disk(&self) -> Result<Vec<String>, StepError> {

@@ -7,20 +7,22 @@ mod chaos;
 mod ending;
 mod faults;
 mod probes;
+mod resizes;
 mod restarts;
 mod whole;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use coracle_cri::testing::FakeRuntime;
 use coracle_cri::v1::{
-    ContainerConfig, ContainerMetadata, ImageSpec, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
-    NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata,
+    ContainerConfig, ContainerMetadata, ImageSpec, LinuxContainerConfig, LinuxContainerResources,
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig,
+    PodSandboxMetadata,
 };
 use tokio::sync::watch;
 
@@ -28,14 +30,17 @@ use super::*;
 use crate::api::{Container, ContainerStatus, Pod, PodStatus};
 use crate::clock::WallSetter;
 use crate::container_config::{
-    CONTAINER_NAME_LABEL, HASH_ANNOTATION, ImageRef, PRE_STOP_ANNOTATION, RESTART_COUNT_ANNOTATION,
-    TERMINATION_GRACE_ANNOTATION, container_hash,
+    CONTAINER_NAME_LABEL, CpuPolicy, HASH_ANNOTATION, HostFacts, ImageRef, PRE_STOP_ANNOTATION,
+    RESTART_COUNT_ANNOTATION, TERMINATION_GRACE_ANNOTATION, container_hash, container_size,
 };
 use crate::events::Event;
 use crate::image_pull::PullError;
 use crate::pod::edges::StepError;
 use crate::pod::labels::{POD_NAME, POD_NAMESPACE, POD_UID};
+use crate::pod_cgroup::Extent;
+use crate::qos::PodCgroupLimits;
 use crate::source::PodSet;
+use crate::volume::Layer;
 
 /// Long in the fake's time, nothing in ours.
 const LONG: Duration = Duration::from_secs(3600);
@@ -53,6 +58,11 @@ struct Disk {
     /// What `over_limit` answers.
     over_limit: Mutex<Vec<String>>,
     log_root: Mutex<String>,
+    /// How the pod's cgroup was changed, with its memory then, and what it is said to use.
+    resized: Mutex<Vec<(Extent, Option<i64>)>>,
+    memory_use: AtomicU64,
+    /// What containers were said to have written.
+    layers: Mutex<Vec<Layer>>,
 }
 
 #[async_trait]
@@ -74,7 +84,33 @@ impl Resources for Disk {
         u64::from(self.refreshed.load(Ordering::Relaxed)) + 1
     }
 
-    async fn over_limit(&self, _pod: &Pod) -> Vec<String> {
+    fn limits(&self, pod: &Pod) -> PodCgroupLimits {
+        crate::qos::pod_cgroup_limits(pod, true, 100_000)
+    }
+
+    async fn resize(&self, pod: &Arc<Pod>, from: &PodCgroupLimits, extent: Extent) -> Result<(), StepError> {
+        let limits = match extent {
+            Extent::Raise => self.limits(pod).at_least(from),
+            Extent::All => self.limits(pod),
+        };
+        self.resized.lock().unwrap().push((extent, limits.memory));
+        Ok(())
+    }
+
+    async fn memory_use(&self, _pod: &Arc<Pod>) -> Option<u64> {
+        Some(self.memory_use.load(Ordering::Relaxed))
+    }
+
+    fn container_size(&self, pod: &Pod, container: &Container) -> LinuxContainerResources {
+        container_size(pod, container, &HostFacts::default(), CpuPolicy::default())
+    }
+
+    fn sandbox_size(&self, pod: &Pod) -> [LinuxContainerResources; 2] {
+        crate::sandbox_config::sandbox_size(pod, CpuPolicy::default())
+    }
+
+    async fn over_limit(&self, _pod: &Pod, layers: Vec<Layer>) -> Vec<String> {
+        *self.layers.lock().unwrap() = layers;
         self.over_limit.lock().unwrap().clone()
     }
 
@@ -124,6 +160,10 @@ impl Resources for Disk {
             labels,
             annotations,
             log_path: format!("{name}/{attempt}.log"),
+            linux: Some(LinuxContainerConfig {
+                resources: Some(self.container_size(pod, container)),
+                ..LinuxContainerConfig::default()
+            }),
             ..ContainerConfig::default()
         })
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use coracle_cri::v1::{ContainerConfig, PodSandboxConfig};
+use coracle_cri::v1::{ContainerConfig, LinuxContainerResources, PodSandboxConfig};
 
 use crate::api::{Container, Pod};
 use crate::clock::Clock;
@@ -17,7 +17,10 @@ use crate::events::EventRecorder;
 use crate::image_pull::PullError;
 use crate::pod::rpc::Deadlines;
 use crate::pod::status::NodeFacts;
+use crate::pod_cgroup::Extent;
 use crate::probe::counts::ProbeCounts;
+use crate::qos::PodCgroupLimits;
+use crate::volume::Layer;
 
 /// A step that failed: the kubelet's reason and what a person reads.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -65,8 +68,24 @@ pub(crate) trait Resources: Send + Sync {
         None
     }
 
-    /// One message for each disk emptyDir that holds more than its sizeLimit. Walks the volumes: ask seldom.
-    async fn over_limit(&self, pod: &Pod) -> Vec<String>;
+    /// One message for each disk emptyDir that holds more than its sizeLimit, then for the pod and its containers if
+    /// they hold more than their limits of storage. Walks volumes and logs: ask seldom.
+    async fn over_limit(&self, pod: &Pod, layers: Vec<Layer>) -> Vec<String>;
+
+    /// The limits that the pod's cgroup is to have.
+    fn limits(&self, pod: &Pod) -> PodCgroupLimits;
+
+    /// Changes the pod's cgroup, which has been set to `from`: what becomes more, or all.
+    async fn resize(&self, pod: &Arc<Pod>, from: &PodCgroupLimits, extent: Extent) -> Result<(), StepError>;
+
+    /// Bytes of memory that the pod uses, where they are counted.
+    async fn memory_use(&self, pod: &Arc<Pod>) -> Option<u64>;
+
+    /// What a running container is to have, as the runtime is told.
+    fn container_size(&self, pod: &Pod, container: &Container) -> LinuxContainerResources;
+
+    /// What a pod has beside its containers and what they have together, as the runtime is told.
+    fn sandbox_size(&self, pod: &Pod) -> [LinuxContainerResources; 2];
 
     /// UIDs of pods that have something on this node's disk.
     async fn on_disk(&self) -> Result<Vec<String>, StepError>;

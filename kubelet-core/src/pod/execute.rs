@@ -1,8 +1,10 @@
-//! Carries out a plan: kills, removals, sandbox, starts, in that order.
+//! Carries out a plan: kills, removals, resizes, sandbox, starts, in that order.
 //!
 //! Runs inside the pod's worker, which meanwhile goes on observing. It changes no state of the worker: what
 //! it learns goes back as [`Progress`]. It is never dropped inside a call that changes something; a pod that
 //! is to end makes it stop before the next one ([`Halt`]).
+
+mod resizing;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,9 +22,11 @@ use crate::pod::edges::{Node, StepError};
 use crate::pod::kill::{self, Order};
 use crate::pod::observation::Observation;
 use crate::pod::plan::{ContainerKind, Kill, KillReason, Plan, Reset, Start};
+use crate::pod::resize::Amounts;
 use crate::pod::rpc::{bounded, gone_is_fine};
 use crate::pod::start::{Failed, Started, Starting};
 use crate::pod::status::StartFailure;
+use crate::qos::PodCgroupLimits;
 
 /// What execution learned.
 #[derive(Debug)]
@@ -30,7 +34,7 @@ pub(crate) enum Progress {
     /// A sandbox serves now.
     SandboxReady { id: Arc<str> },
     /// A container was made.
-    Created { id: Arc<str>, sandbox_id: Arc<str> },
+    Created { id: Arc<str>, sandbox_id: Arc<str>, amounts: Amounts },
     /// A start is tried, after the back-off of its last end, if it had one.
     Trying { start: Start },
     /// A container runs.
@@ -39,6 +43,12 @@ pub(crate) enum Progress {
     Failed { name: String, failure: StartFailure, retry_at: Option<Duration> },
     /// A container was removed.
     Removed { id: Arc<str> },
+    /// A container goes on with other resources.
+    Sized { id: Arc<str>, amounts: Amounts },
+    /// The pod's cgroup has other limits.
+    PodSized { limits: PodCgroupLimits },
+    /// What was allocated could not be set.
+    ResizeFailed { message: String },
     /// The runtime may have done more than it said.
     Relist,
 }
@@ -124,6 +134,9 @@ impl Execution {
         for id in &plan.prune {
             // One that stays is tried again with the next sync, or left to garbage collection.
             let _ = self.remove(id).await;
+        }
+        if let Some(resize) = plan.resize.as_ref().filter(|_| !self.halt.is_requested()) {
+            self.resize(resize).await;
         }
         if !plan.create_sandbox && plan.start.is_empty() {
             return Outcome::Done;

@@ -19,6 +19,7 @@ pub(crate) mod labels;
 pub(crate) mod observation;
 pub(crate) mod observe;
 pub(crate) mod plan;
+pub(crate) mod resize;
 pub(crate) mod restart;
 pub(crate) mod rpc;
 pub(crate) mod sandbox;

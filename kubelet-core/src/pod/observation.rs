@@ -78,6 +78,15 @@ pub(crate) struct Instance {
     pub(crate) image_ref: String,
     pub(crate) log_path: String,
     pub(crate) user: Option<(i64, i64, Vec<i64>)>,
+    pub(crate) limits: Limits,
+}
+
+/// What the runtime says that a container may have; CPU in thousandths of a core, memory in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Limits {
+    pub(crate) cpu_request: Option<i64>,
+    pub(crate) cpu_limit: Option<i64>,
+    pub(crate) memory_limit: Option<i64>,
 }
 
 impl Observation {

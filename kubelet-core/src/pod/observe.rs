@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_cri::v1::{
-    ContainerFilter, ContainerState, ContainerStatus, ContainerStatusRequest, ListContainersRequest,
-    ListPodSandboxRequest, NamespaceMode, PodSandboxFilter, PodSandboxState, PodSandboxStatus,
-    PodSandboxStatusRequest,
+    ContainerFilter, ContainerState, ContainerStatus, ContainerStatusRequest, LinuxContainerResources,
+    ListContainersRequest, ListPodSandboxRequest, NamespaceMode, PodSandboxFilter, PodSandboxState,
+    PodSandboxStatus, PodSandboxStatusRequest,
 };
 use coracle_cri::{Code, Status};
 
@@ -20,9 +20,10 @@ use crate::clock::Now;
 use crate::container_config::CONTAINER_NAME_LABEL;
 use crate::pod::edges::Node;
 use crate::pod::labels::{POD_UID, parse_hash, parse_restart_count};
-use crate::pod::observation::{ContainerPhase, Instance, Observation, Sandbox};
+use crate::pod::observation::{ContainerPhase, Instance, Limits, Observation, Sandbox};
 use crate::pod::rpc::bounded;
 use crate::pod::termination;
+use crate::qos;
 
 /// Looks at one pod.
 pub(crate) struct Observer {
@@ -173,6 +174,7 @@ impl Observer {
         }
         let metadata = status.metadata.unwrap_or_default();
         let user = status.user.and_then(|user| user.linux);
+        let linux = status.resources.and_then(|resources| resources.linux);
         let instance = Instance {
             id: key.id.clone(),
             name: status.labels.get(CONTAINER_NAME_LABEL).cloned().unwrap_or(metadata.name),
@@ -195,11 +197,23 @@ impl Observer {
             image_ref: status.image_ref,
             log_path: status.log_path,
             user: user.map(|u| (u.uid, u.gid, u.supplemental_groups)),
+            limits: linux.as_ref().map(limits).unwrap_or_default(),
         };
         if phase == ContainerPhase::Exited {
             self.ended.insert(key.id.clone(), instance.clone());
         }
         instance
+    }
+}
+
+/// The kubelet's `toKubeContainerResources`.
+fn limits(linux: &LinuxContainerResources) -> Limits {
+    let positive = |value: i64| Some(value).filter(|value| *value > 0);
+    let cpu_limit = positive(linux.cpu_period).map(|period| linux.cpu_quota.saturating_mul(1000) / period);
+    Limits {
+        cpu_request: positive(linux.cpu_shares).map(qos::shares_to_milli_cpu),
+        cpu_limit: cpu_limit.and_then(positive),
+        memory_limit: positive(linux.memory_limit_in_bytes),
     }
 }
 

@@ -17,6 +17,7 @@ use crate::backoff::Backoff;
 use crate::clock::Now;
 use crate::container_config::container_hash;
 use crate::pod::observation::{ContainerPhase, Instance, Observation};
+use crate::pod::resize::{self, ContainerResize, Need, Resize, Sizes};
 use crate::pod::restart::{self, RESTART_ALL};
 use crate::pod::sandbox::sandbox_need;
 use crate::probe::{ProbeKind, ProbeResults};
@@ -38,6 +39,8 @@ pub(crate) struct Plan {
     pub(crate) reset: Vec<Reset>,
     /// Old instances of init containers that need not be kept.
     pub(crate) prune: Vec<Arc<str>>,
+    /// What gets other resources before anything starts.
+    pub(crate) resize: Option<Resize>,
     /// Containers to start, in order.
     pub(crate) start: Vec<Start>,
     /// Containers that have to wait before they start again.
@@ -121,6 +124,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) backoff: &'a Backoff<BackoffKey>,
     /// All containers are being removed after an exit whose rule says so.
     pub(crate) restarting_all: bool,
+    /// What was set last.
+    pub(crate) sizes: &'a Sizes,
     pub(crate) now: Now,
 }
 
@@ -131,6 +136,7 @@ impl Plan {
             && !self.create_sandbox
             && self.kill.is_empty()
             && self.reset.is_empty()
+            && self.resize.is_none()
             && self.start.is_empty()
     }
 }
@@ -149,6 +155,7 @@ pub(super) struct Draft {
     init: Vec<usize>,
     regular: Vec<usize>,
     ephemeral: Vec<usize>,
+    resizes: Vec<ContainerResize>,
 }
 
 impl Draft {
@@ -248,7 +255,11 @@ impl Draft {
         } else if probes.get(&last.id, ProbeKind::Startup) == Some(false) {
             (format!("Container {} failed startup probe", container.name), KillReason::Startup)
         } else {
-            return true;
+            let restarts = self.decide_resize(inputs, container, last);
+            if restarts {
+                self.regular.push(at);
+            }
+            return !restarts;
         };
         if changed || restart::restarts_after_kill(container, &pod.spec) {
             self.regular.push(at);
@@ -259,6 +270,22 @@ impl Draft {
         false
     }
 
+    /// Notes what a container that runs needs to have what it was allocated; true if it has to start anew.
+    fn decide_resize(&mut self, inputs: &Inputs<'_>, container: &Container, last: &Instance) -> bool {
+        match resize::need(inputs.pod, container, last, inputs.sizes) {
+            Need::Nothing => false,
+            Need::Update(resize) => {
+                self.resizes.push(resize);
+                false
+            }
+            Need::Restart => {
+                let message = format!("Container {} resize requires restart", container.name);
+                self.kill(last, message, KillReason::Other);
+                true
+            }
+        }
+    }
+
     fn kill(&mut self, instance: &Instance, message: String, reason: KillReason) {
         let (id, name) = (instance.id.clone(), instance.name.clone());
         self.plan.kill.push(Kill { id, name, message, reason });
@@ -266,7 +293,10 @@ impl Draft {
 
     /// Turns positions into starts, holding back those whose back-off lasts.
     fn finish(self, inputs: &Inputs<'_>) -> Plan {
-        let Self { mut plan, init, regular, ephemeral } = self;
+        let Self { mut plan, init, regular, ephemeral, resizes } = self;
+        if !plan.kill_pod && !plan.create_sandbox && plan.reset.is_empty() && plan.sandbox.is_some() {
+            plan.resize = Resize::of(inputs.sizes, resizes);
+        }
         let spec = &inputs.pod.spec;
         let listed = ephemeral
             .iter()

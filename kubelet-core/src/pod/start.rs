@@ -21,6 +21,7 @@ use crate::pod::execute::{Halt, Progress, Reporter};
 use crate::pod::kill::{Order, kill_container};
 use crate::pod::observation::{Instance, Observation};
 use crate::pod::plan::KillReason;
+use crate::pod::resize::Amounts;
 use crate::pod::rpc::bounded;
 use crate::pod::status::StartFailure;
 
@@ -140,7 +141,11 @@ impl Starting<'_> {
                 return Err(self.failed(container, "", "CreateContainerError", status.message().to_owned()));
             }
         };
-        self.report.send(Progress::Created { id: id.clone(), sandbox_id: self.sandbox_id.clone() });
+        self.report.send(Progress::Created {
+            id: id.clone(),
+            sandbox_id: self.sandbox_id.clone(),
+            amounts: Amounts::of(self.pod, container),
+        });
         self.event(container, &id, EventType::Normal, "Created", "Container created");
         self.link_log(container, &id, &log_path).await;
         Ok(id)

@@ -5,6 +5,7 @@
 
 mod conditions;
 mod containers;
+mod resources;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +16,7 @@ use crate::api::{
 };
 use crate::clock::Now;
 use crate::pod::observation::Observation;
+use crate::pod::resize::{Resizing, Sizes};
 use crate::pod::restart::restarts_after;
 use crate::probe::ProbeResults;
 use crate::qos::{qos_class, status_resources};
@@ -65,6 +67,10 @@ pub(crate) struct Inputs<'a> {
     pub(crate) terminal: bool,
     /// All containers are being removed after an exit whose rule says so.
     pub(crate) restarting_all: bool,
+    /// What was set last of the containers.
+    pub(crate) sizes: &'a Sizes,
+    /// The resize that was allocated and is not done yet.
+    pub(crate) resizing: Option<&'a Resizing>,
     pub(crate) start_time: Time,
     pub(crate) node: &'a NodeFacts,
     pub(crate) now: Now,

@@ -7,6 +7,7 @@
 
 mod carrying;
 mod ending;
+mod resizing;
 mod usage;
 mod wake;
 
@@ -24,6 +25,7 @@ use crate::pod::execute::go_error;
 use crate::pod::observation::Observation;
 use crate::pod::observe::Observer;
 use crate::pod::plan::{self, BackoffKey, ContainerKind, Plan};
+use crate::pod::resize::{Resizing, Sizes};
 use crate::pod::restart;
 use crate::pod::start::describe;
 use crate::pod::status::{self, Eviction, StartFailure, is_terminal_phase};
@@ -119,6 +121,8 @@ pub(crate) struct Worker {
     revision: Option<u64>,
     /// When to look again at what the pod's volumes hold (since boot).
     usage_at: Duration,
+    sizes: Sizes,
+    resizing: Option<Resizing>,
 }
 
 /// What a sync leads to.
@@ -137,6 +141,9 @@ impl Worker {
         // What the API server was told last; after a reboot its containers are no more, but they counted.
         let told = Some(&pod.status).filter(|s| s.start_time.is_some() || !s.conditions.is_empty());
         let told = told.map(|status| Arc::new(status.clone()));
+        let known = setup.last.as_deref().or(told.as_deref());
+        let sizes = Sizes::found(&pod, known, |pod| setup.node.resources.limits(pod));
+        let resizing = known.and_then(Resizing::of_status);
         let of_containers = setup.last.as_deref().or(told.as_deref().filter(|_| !setup.fresh));
         Self {
             prober: Prober::new(setup.node.clone(), sender),
@@ -165,6 +172,8 @@ impl Worker {
             refresh_at: (!setup.fresh).then_some(Duration::ZERO),
             revision: None,
             usage_at: Duration::ZERO,
+            sizes,
+            resizing,
         }
     }
 
@@ -194,6 +203,7 @@ impl Worker {
         }
         self.check_deadline();
         self.check_usage().await;
+        self.follow_resize();
         self.report(false);
         if self.status.as_ref().is_some_and(|s| is_terminal_phase(&s.phase)) {
             return Next::Terminate;
@@ -220,14 +230,15 @@ impl Worker {
 
     /// Takes over the latest wish and says what it is.
     fn take_desired(&mut self) -> Goal {
-        let desired = self.desired.borrow_and_update();
+        let desired = self.desired.borrow_and_update().clone();
         if !Arc::ptr_eq(&self.pod, &desired.pod) {
-            self.pod = desired.pod.clone();
+            let before = std::mem::replace(&mut self.pod, desired.pod);
             self.held.clear();
             self.refresh_at = Some(Duration::ZERO);
+            self.note_allocation(&before);
         }
         if self.eviction.is_none() {
-            self.eviction.clone_from(&desired.eviction);
+            self.eviction = desired.eviction;
         }
         let deleted =
             self.pod.metadata.deletion_timestamp.is_some() || is_terminal_phase(&self.pod.status.phase);
@@ -287,10 +298,13 @@ impl Worker {
             eviction: self.eviction.as_ref(),
             terminal,
             restarting_all: self.restarting_all,
+            sizes: &self.sizes,
+            resizing: self.resizing.as_ref(),
             start_time: self.start.map_or_else(|| now.wall(), |start| start.1),
             node: &self.node.facts,
             now,
         });
+        self.tell_of_waiting(self.status.as_deref().or(self.last.as_deref()), &status);
         self.publish(status);
         if let Some(status) = &self.status {
             self.prober.follow(&self.pod, &self.observed, status);
@@ -330,6 +344,7 @@ impl Worker {
             probes: &self.results,
             backoff: &self.crashes,
             restarting_all: self.restarting_all,
+            sizes: &self.sizes,
             now,
         });
         self.note_waits(&plan);
@@ -337,6 +352,9 @@ impl Worker {
         if self.held.contains_key("") {
             // The pod as a whole has to wait; what it waits for is in `held`.
             return Plan { waits: plan.waits, ..Plan::default() };
+        }
+        if self.held.contains_key(resizing::RESIZE) {
+            plan.resize = None;
         }
         let held = &self.held;
         let blocked = plan
@@ -377,7 +395,7 @@ impl Worker {
     fn next_deadline(&self, plan: &Plan) -> Option<Duration> {
         let waits = plan.waits.iter().map(|wait| wait.until);
         let active = self.active_until().filter(|_| self.eviction.is_none());
-        let usage = (self.eviction.is_none() && self.has_bounded_volumes()).then_some(self.usage_at);
+        let usage = (self.eviction.is_none() && self.has_bounded_storage()).then_some(self.usage_at);
         waits.chain(self.held.values().copied()).chain(active).chain(usage).min()
     }
 

@@ -260,3 +260,32 @@ fn under_systemd_each_group_is_a_slice_with_its_limits_as_properties() {
     );
     assert!(refused.ends_with(": no such bus"), "{refused}");
 }
+
+/// What becomes more is there for a container that starts anew; what becomes less waits for the containers.
+#[test]
+fn a_pod_that_asks_for_more_has_it_before_its_containers_and_gives_after_them() {
+    let fixture = Fixture::new("resize");
+    let with = |memory: &str, cpu: &str| {
+        let amounts = json!({"cpu": cpu, "memory": memory});
+        pod("uid-r", json!({"name": "c", "resources": {"requests": amounts, "limits": amounts}}))
+    };
+    let group = "kubepods/poduid-r";
+    let memory = |fixture: &Fixture| fixture.read(group, "memory.limit_in_bytes", "memory.max").unwrap();
+    let quota = |fixture: &Fixture| {
+        let text = fixture.read(group, "cpu.cfs_quota_us", "cpu.max").unwrap();
+        text.split(' ').next().unwrap().to_owned()
+    };
+    let small = with("64Mi", "500m");
+    fixture.cgroups.ensure(&small).unwrap();
+    assert_eq!((memory(&fixture).as_str(), quota(&fixture).as_str()), ("67108864", "50000"));
+    fixture.cgroups.ensure(&with("128Mi", "250m")).unwrap();
+    assert_eq!((memory(&fixture).as_str(), quota(&fixture).as_str()), ("134217728", "50000"));
+    let (before, now) = (fixture.cgroups.limits(&small), with("32Mi", "1"));
+    fixture.cgroups.resize(&now, &before, Extent::Raise).unwrap();
+    assert_eq!(quota(&fixture), "100000");
+    assert_eq!(memory(&fixture), "67108864");
+    fixture.cgroups.resize(&now, &before, Extent::All).unwrap();
+    assert_eq!(memory(&fixture), "33554432");
+    assert!(fixture.cgroups.memory_use(&now).is_some());
+    assert!(fixture.cgroups.remove("uid-r").is_empty());
+}

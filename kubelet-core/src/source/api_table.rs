@@ -18,6 +18,7 @@ use coracle_cluster::Change;
 use super::PodSet;
 use super::api_pod::{ApiPod, BadPod, SEEN_ANNOTATION, SOURCE_ANNOTATION, is_mirror};
 use crate::admission::{Rejection, Verdict, admit};
+use crate::allocation::{deferred, given_by_status, held, order};
 use crate::api::{Node, Pod, PodCondition};
 use crate::pod::status::{is_owned_condition, is_terminal_phase};
 
@@ -73,6 +74,8 @@ pub(crate) struct Table {
     preempted: BTreeSet<Arc<str>>,
     /// Pods of the folder that room was made for.
     settled_statics: BTreeSet<Arc<str>>,
+    /// How many resizes had to wait so far.
+    deferrals: u64,
 }
 
 impl Table {
@@ -142,9 +145,15 @@ impl Table {
         self.bad.remove(&*uid);
         let served = self.annotated(*pod, seen);
         let mirror = is_mirror(&served).then_some(Part::Mirror);
-        let entry = self.pods.entry(uid).or_insert_with(|| Entry { pod: served.clone(), part: mirror });
-        if !Arc::ptr_eq(&entry.pod, &served) && matters(&entry.pod, &served) {
-            entry.pod = served.clone();
+        let entry = self.pods.entry(uid).or_insert_with(|| {
+            let given = given_by_status(&served);
+            Entry { pod: given.map_or_else(|| served.clone(), |given| held(&served, &given)), part: mirror }
+        });
+        // A pod that nothing runs of yet is given what it asks for when it is admitted.
+        let is_given = entry.part == Some(Part::Runs) || entry.pod.pending_resize.is_some();
+        let own = if is_given { held(&served, &entry.pod) } else { served.clone() };
+        if !Arc::ptr_eq(&entry.pod, &served) && matters(&entry.pod, &own) {
+            entry.pod = own;
         }
         entry.part.clone().map(|part| News::Seen { pod: served, part })
     }
@@ -203,8 +212,40 @@ impl Table {
         }
         if let Some(node) = node {
             self.make_room_for_statics(node, statics);
+            self.resize(node, statics);
         }
         news
+    }
+
+    /// Gives pods that run what they ask for since, as far as there is room.
+    fn resize(&mut self, node: &Node, statics: &PodSet) {
+        let running = self.pods.iter().filter(|(_, entry)| entry.part == Some(Part::Runs));
+        let mut pending: Vec<_> =
+            running.filter_map(|(uid, entry)| Some((order(&entry.pod)?, uid.clone()))).collect();
+        pending.sort_unstable();
+        for (_, uid) in pending {
+            let Some(pod) = self.pods.get(&uid).map(|entry| entry.pod.clone()) else { continue };
+            let Some(wanted) = pod.pending_resize.as_deref().map(|pending| pending.wanted.clone()) else {
+                continue;
+            };
+            let others: Vec<&Pod> =
+                self.active(statics).filter(|(other, _)| **other != uid).map(|(_, pod)| pod).collect();
+            let decided = match admit(&wanted, node, &others) {
+                Verdict::Takes => wanted,
+                Verdict::Rejects(rejection) => {
+                    let Some(pod) = deferred(&pod, rejection.message, self.deferrals) else { continue };
+                    self.deferrals += 1;
+                    Arc::new(pod)
+                }
+                Verdict::Preempts(_) => {
+                    self.make_room(&wanted, node, statics);
+                    continue;
+                }
+            };
+            if let Some(entry) = self.pods.get_mut(&uid) {
+                entry.pod = decided;
+            }
+        }
     }
 
     fn part_of(&mut self, uid: &Arc<str>, node: Option<&Node>, statics: &PodSet) -> Option<Part> {

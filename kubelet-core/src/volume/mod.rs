@@ -33,7 +33,7 @@ pub(crate) use immutable::{Immutables, PodObjects};
 pub(crate) use source::Source;
 pub(crate) use subpath::{Bind, bind_sub_path, check_sub_path};
 pub(crate) use teardown::tear_down;
-pub(crate) use usage::{disk_usage, folder_usage, over_limit};
+pub(crate) use usage::{Layer, disk_usage, folder_usage, is_limited, over_limit, over_storage_limit};
 
 /// Why a volume cannot be set up; the text is what the kubelet's `FailedMount` event carries.
 #[derive(Debug, thiserror::Error)]

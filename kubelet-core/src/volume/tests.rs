@@ -481,3 +481,34 @@ fn disk_use_is_held_against_the_limit() {
         ["Usage of EmptyDir volume \"v\" exceeds the limit \"256Ki\". "]
     );
 }
+
+#[test]
+fn what_containers_write_is_held_against_their_limits_of_storage() {
+    let dir = PodDir::new();
+    let logs = dir.0.path().join("logs");
+    std::fs::create_dir_all(logs.join("a")).unwrap();
+    std::fs::write(logs.join("a/0.log"), vec![1; 300 << 10]).unwrap();
+    let limited = |a: &str, b: &str| {
+        let container = |name: &str, limit: &str| json!({"name": name, "image": "i", "resources": {"limits": {"ephemeral-storage": limit}}});
+        pod(
+            json!({"containers": [container("a", a), container("b", b)], "volumes": [{"name": "v", "emptyDir": {}}]}),
+        )
+    };
+    let fits = limited("1Mi", "1Mi");
+    let path = set_up_first(&dir, &fits, &Objects::default()).unwrap();
+    std::fs::write(path.join("data"), vec![1; 500 << 10]).unwrap();
+    let layer = |bytes: u64, mountpoint: &str| {
+        [Layer { container: "a".to_owned(), bytes, mountpoint: mountpoint.into() }]
+    };
+    let own = dir.0.path().to_str().unwrap();
+    let over = |pod: &Pod, layers: &[Layer]| over_storage_limit(pod, &dir.path(), &logs, layers);
+    assert!(over(&fits, &layer(100 << 10, own)).is_empty());
+    let of_a = "Container a exceeded its local ephemeral storage limit \"350Ki\". ";
+    assert_eq!(over(&limited("350Ki", "10Mi"), &layer(100 << 10, own)), [of_a]);
+    assert!(over(&limited("350Ki", "10Mi"), &layer(100 << 10, "/proc")).is_empty(), "another disk's");
+    assert_eq!(
+        over(&limited("500Ki", "200Ki"), &[]),
+        ["Pod ephemeral local storage usage exceeds the total limit of containers 700Ki. "]
+    );
+    assert!(is_limited(&fits) && !is_limited(&pod(json!({}))));
+}

@@ -1,14 +1,17 @@
-//! How much disk the emptyDir volumes of a pod use against their sizeLimit.
+//! How much disk a pod uses against its limits: sizeLimit of emptyDir volumes, ephemeral-storage of containers.
 //!
 //! Blocking and as slow as the volumes are deep. Volumes in memory are bounded by their mounts and not walked.
 
 use std::collections::HashSet;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{Source, host_dir, source};
-use crate::api::Pod;
+use crate::api::{Pod, Quantity};
+use crate::qos::{pod_limits, status_resources};
+
+const STORAGE: &str = "ephemeral-storage";
 
 /// One message for each volume that holds more than its limit, as the kubelet's eviction words it.
 pub(crate) fn over_limit(pod: &Pod, pod_dir: &Path) -> Vec<String> {
@@ -29,6 +32,53 @@ pub(crate) fn over_limit(pod: &Pod, pod_dir: &Path) -> Vec<String> {
                 volume.name,
                 limit.as_str()
             ));
+        }
+    }
+    messages
+}
+
+/// Bytes of what a container wrote beside its volumes and its log, on the disk at that mount point.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Layer {
+    pub(crate) container: String,
+    pub(crate) bytes: u64,
+    pub(crate) mountpoint: PathBuf,
+}
+
+/// Whether a container of the pod is limited in what it writes.
+pub(crate) fn is_limited(pod: &Pod) -> bool {
+    pod_limits(pod, true).contains_key(STORAGE)
+}
+
+/// One message if the pod as a whole, and for each container that, holds more than its limit, as the kubelet's
+/// eviction words it. A layer counts where it is on the disk of the pod's own folder.
+pub(crate) fn over_storage_limit(pod: &Pod, pod_dir: &Path, log_dir: &Path, layers: &[Layer]) -> Vec<String> {
+    let Some(total) = status_resources(pod, false).1.limits.remove(STORAGE) else { return Vec::new() };
+    let device = |path: &Path| std::fs::metadata(path).map(|metadata| metadata.dev()).ok();
+    let own = device(pod_dir);
+    let layer = |name: &str| {
+        let layers = layers.iter().filter(|layer| layer.container == name);
+        let counted = layers.filter(|layer| device(&layer.mountpoint).is_none_or(|disk| Some(disk) == own));
+        counted.map(|layer| layer.bytes).fold(0, u64::saturating_add)
+    };
+    let exceeds = |used: u64, limit: &Quantity| i64::try_from(used).unwrap_or(i64::MAX) > limit.value();
+    let names = pod.spec.init_containers.iter().chain(&pod.spec.containers).map(|container| &container.name);
+    let all = names.map(|name| layer(name)).fold(0, u64::saturating_add);
+    let used = all.saturating_add(disk_usage(pod, pod_dir)).saturating_add(folder_usage(log_dir));
+    let mut messages = Vec::new();
+    if exceeds(used, &total) {
+        messages.push(format!(
+            "Pod ephemeral local storage usage exceeds the total limit of containers {}. ",
+            total.as_str()
+        ));
+    }
+    for container in &pod.spec.containers {
+        let limit = container.resources.limits.get(STORAGE).filter(|limit| !limit.is_zero());
+        let Some(limit) = limit else { continue };
+        let used = layer(&container.name).saturating_add(folder_usage(&log_dir.join(&container.name)));
+        if exceeds(used, limit) {
+            let (name, limit) = (&container.name, limit.as_str());
+            messages.push(format!("Container {name} exceeded its local ephemeral storage limit {limit:?}. "));
         }
     }
     messages

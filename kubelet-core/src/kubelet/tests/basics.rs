@@ -123,3 +123,26 @@ async fn a_pod_whose_volume_outgrows_its_limit_is_evicted() {
     assert_eq!((status.reason.as_str(), &status.message), ("Evicted", &message));
     assert!(bench.events().contains(&format!("Evicted: {message}")));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_whose_container_writes_more_than_its_limit_is_evicted() {
+    let mut web = pod("web");
+    let limits = &mut web.spec.containers[0].resources.limits;
+    limits.insert("ephemeral-storage".to_owned(), "1Mi".parse().unwrap());
+    let bench = Bench::with_pods([web]).await;
+    let status = bench.until("web", is_running).await;
+    let stats = coracle_cri::v1::ContainerStats {
+        writable_layer: Some(coracle_cri::v1::FilesystemUsage {
+            used_bytes: Some(coracle_cri::v1::UInt64Value { value: 5 << 20 }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    bench.fake.set_container_stats(of(&status, "main").bare_id(), stats);
+    let message = "Container main exceeded its local ephemeral storage limit \"1Mi\". ".to_owned();
+    *bench.disk.over_limit.lock().unwrap() = vec![message.clone()];
+    let status = bench.until("web", |s| s.phase == "Failed").await;
+    assert_eq!((status.reason.as_str(), &status.message), ("Evicted", &message));
+    let told = bench.disk.layers.lock().unwrap().clone();
+    assert_eq!((told[0].container.as_str(), told[0].bytes), ("main", 5 << 20));
+}

@@ -68,7 +68,10 @@ impl Draft {
         match (last.phase, sidecar) {
             // A start that failed may leave it created: start it again.
             (ContainerPhase::Created, _) | (ContainerPhase::Exited, true) => self.init.push(at),
-            (ContainerPhase::Running, false) => {}
+            (ContainerPhase::Running, false) => {
+                // The API lets none of these ask for a restart.
+                let _ = self.decide_resize(inputs, container, last);
+            }
             (ContainerPhase::Running, true) => return self.decide_sidecar(inputs, at, last, previously),
             (ContainerPhase::Exited, false) => return self.decide_ended(inputs, at, last),
             (ContainerPhase::Unknown, _) => {
@@ -110,6 +113,8 @@ impl Draft {
             self.init.push(at);
         } else if probes.get(&last.id, ProbeKind::Liveness) == Some(false) {
             self.kill(last, format!("Init container {name} failed liveness probe"), KillReason::Liveness);
+            self.init.push(at);
+        } else if self.decide_resize(inputs, container, last) {
             self.init.push(at);
         }
         if is_last { Step::Initialized } else { Step::Next }

@@ -70,6 +70,7 @@ impl Model {
             probes: &self.probes,
             backoff: &self.backoff,
             restarting_all: false,
+            sizes: &Sizes::default(),
             now: self.now(),
         })
     }
@@ -99,6 +100,8 @@ impl Model {
             eviction: None,
             terminal: false,
             restarting_all: false,
+            sizes: &Sizes::default(),
+            resizing: None,
             start_time: Time(0),
             node: &NodeFacts::default(),
             now: self.now(),

@@ -83,7 +83,15 @@ fn replace(observed: &mut Observation, instance: Instance) {
 fn plan_with(pod: &Pod, observed: &Observation, probes: &ProbeResults) -> Plan {
     let backoff = Backoff::new(BackoffPolicy::CRASH_LOOP);
     let now = Now { boot: at(1000), wall_nanos: 0 };
-    plan(&Inputs { pod, observed, probes, backoff: &backoff, restarting_all: false, now })
+    plan(&Inputs {
+        pod,
+        observed,
+        probes,
+        backoff: &backoff,
+        restarting_all: false,
+        sizes: &Sizes::default(),
+        now,
+    })
 }
 
 fn planned(pod: &Pod, observed: &Observation) -> Plan {
@@ -365,13 +373,14 @@ fn back_off_holds_a_container_and_what_waits_for_it() {
     let key = BackoffKey::of(&pod.spec.init_containers[2]);
     backoff.advance(key, at(90), at(90));
     let now = |seconds| Now { boot: at(seconds), wall_nanos: 0 };
-    let probes = ProbeResults::default();
+    let (probes, sizes) = (ProbeResults::default(), Sizes::default());
     let inputs = |now| Inputs {
         pod: &pod,
         observed: &observed,
         probes: &probes,
         backoff: &backoff,
         restarting_all: false,
+        sizes: &sizes,
         now,
     };
     let waiting = plan(&inputs(now(105)));
@@ -420,6 +429,7 @@ fn a_restart_of_all_removes_everything_its_source_last() {
         probes: &probes,
         backoff: &backoff,
         restarting_all: true,
+        sizes: &Sizes::default(),
         now,
     });
     let resets: Vec<_> = plan.reset.iter().map(|r| (r.name.as_str(), r.kill)).collect();
@@ -435,4 +445,93 @@ fn a_restart_of_all_removes_everything_its_source_last() {
         ]
     );
     assert!(plan.start.is_empty() && !plan.kill_pod);
+}
+
+mod resizes {
+    //! What a container gets while it runs, and what it has to start anew for.
+
+    use super::*;
+    use crate::api::ContainerResizePolicy;
+    use crate::pod::resize::Amounts;
+    use crate::qos::PodCgroupLimits;
+
+    /// Three containers with a CPU limit of half a core and 64 MiB, and what was set last.
+    fn sized() -> (Pod, Observation, Sizes) {
+        let (mut pod, observed) = base("Always");
+        let mut sizes = Sizes::default();
+        for container in &mut pod.spec.containers {
+            for (name, value) in [("cpu", "500m"), ("memory", "64Mi")] {
+                container.resources.limits.insert(name.to_owned(), value.parse().unwrap());
+            }
+        }
+        for instance in &observed.containers {
+            let container = pod.container(&instance.name).unwrap();
+            sizes.containers.insert(instance.id.clone(), Amounts::of(&pod, container));
+        }
+        (pod, observed, sizes)
+    }
+
+    fn limit(pod: &mut Pod, at: usize, name: &str, value: &str) {
+        pod.spec.containers[at].resources.limits.insert(name.to_owned(), value.parse().unwrap());
+    }
+
+    fn planned(pod: &Pod, observed: &Observation, sizes: &Sizes) -> Plan {
+        let backoff = Backoff::new(BackoffPolicy::CRASH_LOOP);
+        let now = Now { boot: at(1000), wall_nanos: 0 };
+        let probes = &ProbeResults::default();
+        plan(&Inputs { pod, observed, probes, backoff: &backoff, restarting_all: false, sizes, now })
+    }
+
+    #[test]
+    fn containers_that_give_come_before_those_that_take() {
+        let (mut pod, observed, mut sizes) = sized();
+        assert!(super::planned(&pod, &observed).is_idle() && planned(&pod, &observed, &sizes).is_idle());
+        limit(&mut pod, 0, "memory", "128Mi");
+        limit(&mut pod, 2, "cpu", "100m");
+        sizes.wanted = PodCgroupLimits { memory: Some(5), ..PodCgroupLimits::default() };
+        let plan = planned(&pod, &observed, &sizes);
+        let resize = plan.resize.clone().unwrap();
+        let names: Vec<&str> = resize.containers.iter().map(|c| c.name.as_str()).collect();
+        assert_eq!(names, ["foo3", "foo1"]);
+        assert_eq!(resize.containers[1].to.memory_limit, 128 << 20);
+        assert_eq!((resize.from.memory, resize.to.memory), (None, Some(5)));
+        assert!(resize.lowers_memory(), "a limit where there was none");
+        assert!(plan.kill.is_empty() && plan.start.is_empty() && !plan.is_idle());
+    }
+
+    #[test]
+    fn a_policy_wants_a_container_to_start_anew() {
+        let (mut pod, observed, sizes) = sized();
+        let policy = |name: &str| ContainerResizePolicy {
+            resource_name: name.to_owned(),
+            restart_policy: "RestartContainer".to_owned(),
+        };
+        pod.spec.containers[0].resize_policy = vec![policy("memory")];
+        limit(&mut pod, 0, "cpu", "1");
+        assert!(planned(&pod, &observed, &sizes).kill.is_empty(), "CPU may change while it runs");
+        limit(&mut pod, 0, "memory", "32Mi");
+        let plan = planned(&pod, &observed, &sizes);
+        assert_eq!(plan.kill[0].message, "Container foo1 resize requires restart");
+        assert_eq!((plan.kill.len(), plan.start.len(), plan.start[0].name.as_str()), (1, 1, "foo1"));
+        assert!(plan.resize.is_none(), "the new one is made as it should be");
+    }
+
+    #[test]
+    fn sidecars_and_init_containers_that_run_are_resized_too() {
+        let (mut pod, mut observed, mut sizes) = sized();
+        pod.spec.init_containers = vec![sidecar("side"), container("init")];
+        observed.containers = vec![running("side"), running("init")];
+        for name in ["side", "init"] {
+            sizes.containers.insert(id(name), Amounts { memory_limit: 7, ..Amounts::default() });
+        }
+        let plan = planned(&pod, &observed, &sizes);
+        let names: Vec<String> = plan.resize.unwrap().containers.into_iter().map(|c| c.name).collect();
+        assert_eq!(names, ["init", "side"]);
+        // What does not run is made as it should be, and a new sandbox makes all of it anew.
+        replace(&mut observed, exited("side", 1));
+        let plan = planned(&pod, &observed, &sizes);
+        assert_eq!(plan.resize.unwrap().containers.len(), 1);
+        observed.sandboxes[0].ready = false;
+        assert!(planned(&pod, &observed, &sizes).resize.is_none());
+    }
 }

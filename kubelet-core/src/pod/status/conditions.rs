@@ -2,8 +2,9 @@
 //!
 //! Called by `status`; pure. Follows the kubelet's `status/generate.go` (1.36).
 
-use super::Inputs;
+use super::{Inputs, is_terminal_phase};
 use crate::api::{ContainerStatus, Pod, PodCondition, PodStatus};
+use crate::pod::resize::{IN_PROGRESS, PENDING};
 use crate::pod::restart;
 use crate::pod::sandbox::sandbox_need;
 
@@ -25,13 +26,13 @@ pub(crate) fn is_shared(r#type: &str) -> bool {
 
 /// Whether the node alone writes a condition.
 pub(crate) fn is_owned(r#type: &str) -> bool {
-    OWNED.contains(&r#type)
+    OWNED.contains(&r#type) || r#type == PENDING || r#type == IN_PROGRESS
 }
 
 /// All conditions, those of others first.
 pub(super) fn conditions(inputs: &Inputs<'_>, status: &PodStatus) -> Vec<PodCondition> {
     let pod = inputs.pod;
-    let foreign = pod.status.conditions.iter().filter(|c| !OWNED.contains(&c.r#type.as_str()));
+    let foreign = pod.status.conditions.iter().filter(|c| !is_owned(&c.r#type));
     let mut all: Vec<PodCondition> = foreign.cloned().collect();
     if let Some(message) = inputs.eviction.and_then(|eviction| eviction.disruption.as_ref())
         && !all.iter().any(|condition| is_shared(&condition.r#type))
@@ -44,6 +45,10 @@ pub(super) fn conditions(inputs: &Inputs<'_>, status: &PodStatus) -> Vec<PodCond
             last_transition_time: old.map_or(Some(inputs.now.wall()), |old| old.last_transition_time),
             ..condition(DISRUPTION, true)
         });
+    }
+    if !inputs.terminal && !is_terminal_phase(&status.phase) {
+        all.extend(pending(inputs));
+        all.extend(in_progress(inputs));
     }
     all.push(condition(READY_TO_START, !sandbox_need(pod, inputs.observed).create));
     all.push(initialized(inputs, status));
@@ -66,6 +71,41 @@ pub(super) fn conditions(inputs: &Inputs<'_>, status: &PodStatus) -> Vec<PodCond
 fn condition(r#type: &str, is_true: bool) -> PodCondition {
     let status = if is_true { "True" } else { "False" };
     PodCondition { r#type: r#type.to_owned(), status: status.to_owned(), ..PodCondition::default() }
+}
+
+/// Of resources that the API asks for and that were not given yet.
+fn pending(inputs: &Inputs<'_>) -> Option<PodCondition> {
+    let why = inputs.pod.pending_resize.as_deref()?.deferred.clone()?;
+    let generation = inputs.pod.metadata.generation;
+    Some(of_resize(inputs, PENDING, ("Deferred", why), generation))
+}
+
+fn in_progress(inputs: &Inputs<'_>) -> Option<PodCondition> {
+    let resizing = inputs.resizing?;
+    let because = resizing.error.as_ref().map_or(("", String::new()), |error| ("Error", error.clone()));
+    Some(of_resize(inputs, IN_PROGRESS, because, resizing.generation))
+}
+
+/// These change with their reason, and say when anything of them was said last.
+fn of_resize(
+    inputs: &Inputs<'_>,
+    r#type: &str,
+    (reason, message): (&str, String),
+    observed_generation: Option<i64>,
+) -> PodCondition {
+    let now = Some(inputs.now.wall());
+    let old = inputs.old.and_then(|old| old.conditions.iter().find(|c| c.r#type == r#type));
+    let same_reason = old.filter(|old| old.reason == reason);
+    let same =
+        same_reason.filter(|old| old.message == message && old.observed_generation == observed_generation);
+    PodCondition {
+        reason: reason.to_owned(),
+        message,
+        observed_generation,
+        last_probe_time: same.map_or(now, |old| old.last_probe_time),
+        last_transition_time: same_reason.map_or(now, |old| old.last_transition_time),
+        ..condition(r#type, true)
+    }
 }
 
 fn because(r#type: &str, reason: &str, message: String) -> PodCondition {

@@ -3,6 +3,7 @@
 //! Called by `status`; pure. Follows the kubelet's `convertToAPIContainerStatuses` and the prober's
 //! `UpdatePodStatus` (1.36).
 
+use super::resources::actual;
 use super::{Inputs, MESSAGE_BYTES_OF_POD, NOT_LOCATED, RESTARTING_ALL, STATUS_UNKNOWN};
 use crate::api::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
@@ -144,7 +145,7 @@ fn of_instance(
         ..ContainerStatus::default()
     };
     // Also when it is empty: so it says that the node knows of resources.
-    status.resources = Some(Box::new(container.resources.clone()));
+    status.resources = Some(Box::new(actual(inputs, container, instance)));
     if let Some(old) = old {
         status.restart_count = status.restart_count.max(old.restart_count);
         status.last_state.terminated = if old.container_id != container_id && old.state.terminated.is_some() {

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::api::{Container, PodReadinessGate, Probe};
-use crate::pod::observation::{ContainerPhase, Instance, Sandbox};
+use crate::api::{Container, PendingResize, PodReadinessGate, Probe};
+use crate::pod::observation::{ContainerPhase, Instance, Limits, Sandbox};
+use crate::pod::resize::Amounts;
 use crate::probe::ProbeKind;
 
 fn container(name: &str) -> Container {
@@ -46,13 +47,16 @@ struct Case {
     failures: BTreeMap<String, StartFailure>,
     probes: ProbeResults,
     terminal: bool,
+    sizes: Sizes,
+    resizing: Option<Resizing>,
 }
 
 impl Case {
     fn of(pod: Pod, containers: Vec<Instance>) -> Self {
         let observed = observed(containers);
         let (failures, probes) = (BTreeMap::new(), ProbeResults::default());
-        Self { pod, observed, old: None, failures, probes, terminal: false }
+        let sizes = Sizes::default();
+        Self { pod, observed, old: None, failures, probes, terminal: false, sizes, resizing: None }
     }
 
     fn status(&self) -> PodStatus {
@@ -66,6 +70,8 @@ impl Case {
             eviction: None,
             terminal: self.terminal,
             restarting_all: false,
+            sizes: &self.sizes,
+            resizing: self.resizing.as_ref(),
             start_time: Time(50),
             node: &node,
             now: Now { boot: Duration::from_secs(100), wall_nanos: 1_000_000_000_000 },
@@ -270,4 +276,65 @@ fn a_pod_that_ended_leaves_nothing_open() {
     let lost = status.container_statuses[1].state.terminated.as_ref().unwrap();
     assert_eq!(lost.reason, "ContainerStatusUnknown");
     assert_eq!(lost.message, "The container could not be located when the pod was terminated");
+}
+
+#[test]
+fn a_running_container_shows_what_is_set() {
+    let mut web = pod("Always", &["a"]);
+    web.spec.containers[0].resources = serde_json::from_value(serde_json::json!(
+        {"requests": {"cpu": "200m", "memory": "32Mi"}, "limits": {"cpu": "5m", "memory": "128Mi"}}
+    ))
+    .unwrap();
+    let limits = Limits { cpu_request: Some(100), cpu_limit: Some(10), memory_limit: Some(64 << 20) };
+    let mut case = Case::of(web, vec![Instance { limits, ..running("a") }]);
+    let set = Amounts { memory_request: 16 << 20, ..Amounts::default() };
+    case.sizes.containers.insert(Arc::from("id-a"), set);
+    let shown = |case: &Case| {
+        let status = case.status();
+        let resources = status.container_statuses[0].resources.clone().unwrap();
+        let of = |list: &BTreeMap<String, crate::api::Quantity>| {
+            list.values().map(|quantity| quantity.as_str().to_owned()).collect::<Vec<_>>().join(" ")
+        };
+        (
+            of(&resources.requests),
+            of(&resources.limits),
+            of(&status.container_statuses[0].allocated_resources),
+        )
+    };
+    // No runtime gives less than a hundredth of a core.
+    let wanted = ("100m 16Mi".to_owned(), "5m 64Mi".to_owned(), "200m 32Mi".to_owned());
+    assert_eq!(shown(&case), wanted);
+    case.observed.containers[0].phase = ContainerPhase::Exited;
+    assert_eq!(shown(&case).0, "200m 32Mi", "what does not run is made as it should be");
+}
+
+#[test]
+fn conditions_tell_of_a_resize_until_it_is_done_or_the_pod_is() {
+    let mut web = pod("Always", &["a"]);
+    web.metadata.generation = Some(3);
+    let wanted = Arc::new(web.clone());
+    let deferred = Some("no room".to_owned());
+    web.pending_resize = Some(Box::new(PendingResize { wanted, deferred, since: 0 }));
+    let mut case = Case::of(web, vec![running("a")]);
+    case.resizing = Some(Resizing { generation: Some(2), error: None });
+    let find = |status: &PodStatus, kind: &str| status.conditions.iter().find(|c| c.r#type == kind).cloned();
+    let first = case.status();
+    let pending = find(&first, "PodResizePending").unwrap();
+    assert_eq!((pending.status.as_str(), pending.reason.as_str()), ("True", "Deferred"));
+    assert_eq!((pending.message.as_str(), pending.observed_generation), ("no room", Some(3)));
+    let doing = find(&first, "PodResizeInProgress").unwrap();
+    assert_eq!((doing.reason.as_str(), doing.observed_generation), ("", Some(2)));
+
+    let mut old = first;
+    old.conditions.iter_mut().for_each(|c| c.last_transition_time = Some(Time(5)));
+    case.old = Some(old);
+    case.resizing = Some(Resizing { generation: Some(2), error: Some("too much is used".to_owned()) });
+    let second = case.status();
+    let doing = find(&second, "PodResizeInProgress").unwrap();
+    assert_eq!((doing.reason.as_str(), doing.message.as_str()), ("Error", "too much is used"));
+    assert_eq!(doing.last_transition_time, Some(Time(1000)), "the reason is another");
+    assert_eq!(find(&second, "PodResizePending").unwrap().last_transition_time, Some(Time(5)));
+    case.terminal = true;
+    let ended = case.status();
+    assert!(find(&ended, "PodResizeInProgress").or(find(&ended, "PodResizePending")).is_none());
 }

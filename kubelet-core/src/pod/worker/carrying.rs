@@ -69,7 +69,15 @@ impl Worker {
                 self.observer.add_sandbox(id);
                 self.look_and_report().await;
             }
-            Progress::Created { id, sandbox_id } => self.observer.add_container(id, sandbox_id),
+            Progress::Created { id, sandbox_id, amounts } => {
+                self.sizes.containers.insert(id.clone(), amounts);
+                self.observer.add_container(id, sandbox_id);
+            }
+            Progress::Sized { id, amounts } => {
+                self.sizes.containers.insert(id, amounts);
+            }
+            Progress::PodSized { limits } => self.sizes.pod = limits,
+            Progress::ResizeFailed { message } => self.resize_failed(message),
             Progress::Trying { start } => {
                 let key = self.pod.container(&start.name).map(BackoffKey::of);
                 if let (Some(key), Some(ended)) = (key, start.after_end) {

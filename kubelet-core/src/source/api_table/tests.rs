@@ -161,3 +161,42 @@ fn room_is_made_once_for_critical_pods_of_the_api_and_of_the_folder() {
     assert_eq!(chosen(&table), ["victim"], "what has begun to end ends");
     assert!(desired(&table).contains(&"critical".to_owned()));
 }
+
+#[test]
+fn a_pod_is_given_more_once_there_is_room_and_keeps_what_it_has_until_then() {
+    let asking = |name: &str, uid: &str, cpu: &str, generation: i64| {
+        let mut pod = pod(name, uid);
+        pod["metadata"]["generation"] = json!(generation);
+        pod["spec"]["containers"][0]["resources"]["requests"]["cpu"] = json!(cpu);
+        pod
+    };
+    let cpu = |table: &Table, uid: &str| {
+        table.pods[uid].pod.spec.containers[0].resources.requests["cpu"].as_str().to_owned()
+    };
+    let why = |table: &Table, uid: &str| {
+        table.pods[uid].pod.pending_resize.as_ref().and_then(|pending| pending.deferred.clone())
+    };
+    let mut table = listed(&[asking("a", "1", "300m", 1), asking("b", "2", "400m", 1)]);
+    let statics = PodSet::default();
+    let change = |table: &mut Table, pod: Value| {
+        table.apply(Change::Applied(api(pod)), "t1");
+        table.admit(Some(&node()), &statics);
+    };
+    table.admit(Some(&node()), &statics);
+
+    change(&mut table, asking("a", "1", "700m", 2));
+    assert_eq!(cpu(&table, "1"), "300m");
+    let text = "Node didn't have enough resource: cpu, requested: 700, used: 400, capacity: 1000";
+    assert_eq!(why(&table, "1").as_deref(), Some(text));
+    let held = table.pods["1"].pod.clone();
+    assert_eq!(held.metadata.generation, Some(2), "the rest of the change is taken over");
+    change(&mut table, asking("b", "2", "350m", 2));
+    assert_eq!((cpu(&table, "1"), cpu(&table, "2")), ("300m".to_owned(), "350m".to_owned()));
+    change(&mut table, asking("b", "2", "100m", 3));
+    assert_eq!((cpu(&table, "1"), why(&table, "1")), ("700m".to_owned(), None));
+    // Less is always given, and what is taken back is not asked for any more.
+    change(&mut table, asking("a", "1", "2", 3));
+    assert_eq!(cpu(&table, "1"), "700m");
+    change(&mut table, asking("a", "1", "700m", 4));
+    assert!(table.pods["1"].pod.pending_resize.is_none());
+}
