@@ -115,6 +115,10 @@ fn pods_are_resized_as_on_the_reference_node() {
         cluster.wait(&format!("{node}: {what}"), LIMIT, |_| Ok(holds(&get(node))), shown).unwrap();
         get(node)
     };
+    let cores = |node: &str| {
+        let node = cluster.api.get(&format!("/api/v1/nodes/{node}")).unwrap();
+        node["status"]["allocatable"]["cpu"].as_str().unwrap().parse::<i64>().unwrap()
+    };
     for node in NODES {
         cluster.api.create(PODS, &pod(node)).unwrap();
         until(node, "ready", &is_done);
@@ -133,9 +137,21 @@ fn pods_are_resized_as_on_the_reference_node() {
     let uid = after[0]["metadata"]["uid"].as_str().unwrap();
     assert_eq!(kernel_limits(uid), [48 << 20, 128 << 20, 176 << 20], "two containers in their pod");
 
-    // More than there is: it waits, and is told so, until less is asked for.
+    // More than is left: it waits, and says so, until another pod makes room.
+    let wide = NODES.map(|node| {
+        let path = format!("{PODS}/wide-{node}");
+        let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": format!("wide-{node}")},
+            "spec": {"nodeName": node, "terminationGracePeriodSeconds": 1, "containers": []}});
+        // Nearly all that there is, for both together more than there is.
+        let mut main = container("main", "1", "64Mi");
+        main["resources"] = json!({"requests": {"cpu": format!("{}m", cores(node) * 1000 - 500)}});
+        pod["spec"]["containers"] = json!([main]);
+        cluster.api.create(PODS, &pod).unwrap();
+        cluster.wait("a wide pod runs", LIMIT, |api| Ok(is_done(&api.get(&path)?)), last_words).unwrap();
+        path
+    });
     let waits = NODES.map(|node| {
-        resize(&cluster, node, &[("stays", "900", "48Mi")]);
+        resize(&cluster, node, &[("stays", &format!("{}m", cores(node) * 1000 - 600), "48Mi")]);
         until(node, "waits", &|pod| condition(pod, "PodResizePending").is_some())
     });
     let words = |pod: &Value| {
@@ -145,6 +161,12 @@ fn pods_are_resized_as_on_the_reference_node() {
     };
     assert_eq!(words(&waits[0]), words(&waits[1]));
     assert_eq!(waits[0]["status"]["containerStatuses"][1]["resources"]["limits"]["cpu"], "250m");
+    let given = NODES.map(|node| {
+        cluster.api.delete(&wide[usize::from(node == "theirs")]).unwrap();
+        until(node, "is given what it waited for", &is_done)
+    });
+    assert_eq!(shown(&given[0]), shown(&given[1]));
+    assert_ne!(given[0]["status"]["containerStatuses"][1]["resources"]["limits"]["cpu"], "250m");
 
     // Less memory than is used: not set, until more is asked for.
     let errors = NODES.map(|node| {
