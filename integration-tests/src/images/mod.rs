@@ -126,9 +126,23 @@ fn conformance(storage: &Storage, peers: &Peers) -> Result<()> {
         tools(&mut rootfs, &busybox, &bash, &applets)?;
         Ok((rootfs, json!({"Cmd": ["sh"], "User": "1234", "Env": [PATH]})))
     })?;
+    // What looks up its own name by glibc's ways.
+    storage.add(&["e2e-test-images/glibc-dns-testing:2.0.0"], &[&busybox, &bash], || {
+        let mut rootfs = Rootfs::new();
+        tools(&mut rootfs, &busybox, &bash, &applets)?;
+        Ok((rootfs, json!({"Cmd": ["sh"], "Env": [PATH]})))
+    })?;
+    // A program that belongs to root, runs as its owner, and says as whom it runs.
+    storage.add(&["e2e-test-images/nonewprivs:1.4"], &[&bash], || {
+        let mut rootfs = Rootfs::new();
+        let bytes = std::fs::read(&bash).with_context(|| format!("cannot read {}", bash.display()))?;
+        rootfs.file("usr/local/bin/nnp", &bytes, 0o4755)?;
+        Ok((rootfs, json!({"Cmd": ["nnp", "-p", "-c", "echo Effective uid: $EUID"], "Env": [PATH]})))
+    })?;
     let served = [
         ("nginx:1.15-4", "index.html", "nginx 1.15-4\n"),
         ("nginx:1.27-0", "index.html", "nginx 1.27-0\n"),
+        ("kitten:1.8", "data.json", r#"{"image": "kitten.jpg"}"#),
         ("nautilus:1.8", "data.json", r#"{"image": "nautilus.jpg"}"#),
     ];
     for (name, file, text) in served {
