@@ -4,13 +4,14 @@
 //! with it.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use crate::Executables;
-use crate::cluster::machine::Machine;
+use crate::cluster::machine::{Machine, checked};
 use crate::cluster::{Lifetime, conflist, containerd_config};
 use crate::containerd::{Release, Settings};
 use crate::example_image;
@@ -159,11 +160,16 @@ impl Stand {
 
     /// Runs crictl in the machine and returns what it printed.
     pub fn crictl(&self, words: &[&str]) -> Result<String> {
-        let crictl = Peers::new().program("crictl")?.display().to_string();
+        checked(&mut self.crictl_command(words)?)
+    }
+
+    /// A crictl that runs in the machine.
+    pub fn crictl_command(&self, words: &[&str]) -> Result<Command> {
+        let mut command = self.machine.command(Peers::new().program("crictl")?);
         let endpoint = self.runtime.endpoint();
-        let head =
-            [&crictl, "--runtime-endpoint", endpoint, "--image-endpoint", endpoint, "--timeout", "60s"];
-        self.machine.run(&head.into_iter().chain(words.iter().copied()).collect::<Vec<_>>())
+        command.args(["--runtime-endpoint", endpoint, "--image-endpoint", endpoint, "--timeout", "60s"]);
+        command.args(words);
+        Ok(command)
     }
 
     fn start_coracle(

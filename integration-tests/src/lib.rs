@@ -13,6 +13,7 @@ pub mod node;
 pub mod peers;
 pub mod random;
 pub mod sys;
+pub mod terminal;
 pub mod victims;
 
 use std::path::{Path, PathBuf};

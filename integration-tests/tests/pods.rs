@@ -9,6 +9,7 @@ use std::process::Stdio;
 
 use coracle_integration_tests::node::Options;
 use coracle_integration_tests::repository;
+use coracle_integration_tests::terminal::{SIZE, Screen};
 use support::{Fixture, LIMIT, is_running, pod};
 
 #[test]
@@ -168,6 +169,37 @@ fn commands_run_in_a_pod_and_ports_are_forwarded_to_it() {
     for answer in answers {
         assert!(answer.as_ref().is_ok_and(|answer| answer.contains("hello from")), "{answer:?}");
     }
+    fixture.finish();
+}
+
+#[test]
+fn a_terminal_is_led_on_with_keys_size_and_exit_code() {
+    let mut fixture = Fixture::start("terminals");
+    let busybox = "    volumeMounts: [{name: busybox, mountPath: /busybox, readOnly: true}]\n  \
+         volumes: [{name: busybox, hostPath: {path: /bin/busybox, type: File}}]\n";
+    fixture.put("counter.yaml", &pod("counter", &["count", "1"], busybox));
+    fixture.wait_pod("counter", "it counts", is_running);
+    let node = &fixture.node;
+
+    let mut shell = Screen::open(&node.command(&["exec", "-it", "counter", "--", "/busybox", "sh"])).unwrap();
+    shell.wait_for("#").unwrap();
+    // The size comes beside what is typed, not before it.
+    shell.press("until /busybox stty size | /busybox grep '33 101'; do /busybox sleep 0.1; done\n").unwrap();
+    shell.wait_for(&format!("\n{SIZE}")).unwrap();
+    // Keys are the command's: an interrupt reaches the shell there and does not end what is here.
+    shell.press("trap 'echo interrupted-$((40 + 2))' INT; echo armed-$((40 + 2))\n").unwrap();
+    shell.wait_for("armed-42").unwrap();
+    shell.press("\u{3}").unwrap();
+    shell.wait_for("interrupted-42").unwrap();
+    shell.press("exit 9\n").unwrap();
+    assert_eq!(shell.end().unwrap(), Some(9));
+
+    // The container has no terminal: ours stays as it is, and an interrupt ends the command here.
+    let mut attached = Screen::open(&node.command(&["attach", "-it", "counter"])).unwrap();
+    attached.wait_for("Unable to use a TTY - container main did not allocate one").unwrap();
+    attached.wait_for("\n").unwrap();
+    attached.press("\u{3}").unwrap();
+    assert_eq!(attached.end().unwrap(), Some(128 + 2));
     fixture.finish();
 }
 

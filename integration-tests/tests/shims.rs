@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test says what it expects with unwrap")]
 #![allow(clippy::print_stdout, reason = "a test of memory says what it measured")]
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use coracle_integration_tests::cri::{Runtime, Stand};
 use coracle_integration_tests::images::{self, Set};
 use coracle_integration_tests::node::pss_kib;
 use coracle_integration_tests::peers::Peers;
+use coracle_integration_tests::terminal::{SIZE, Screen};
 use coracle_integration_tests::{Executables, example_image};
 use serde_json::{Value, json};
 
@@ -277,6 +279,13 @@ fn under_coracle(release: Release, handler: &str) {
         Release::Debian => world.expect_no_user_namespaces("other"),
     }
     world.wait("the shims' end", || world.processes(shim).is_empty());
+    // The other shim's first task is one for the sandbox, also where containers have PID namespaces of their own.
+    let alone = world.pod(&json!({"security_context": {"namespace_options": {"pid": 1}}}));
+    let pod = world.ask(&["runp", "--runtime", "other", &alone]);
+    assert_eq!(world.processes("coracle-shim").len(), 2, "one of ours, and the sandbox's own task");
+    world.ask(&["stopp", &pod]);
+    world.ask(&["rmp", &pod]);
+    world.wait("the shims' end", || world.processes("coracle-shim").is_empty());
     let (pod, config) = world.run_pod("other");
     let counter = world.run_container((&pod, &config), "counter", &["count", "1"]);
     let shims = world.processes(shim);
@@ -433,4 +442,56 @@ fn devices_of_vendors_images_as_volumes_and_metrics() {
     assert!(!mounts.contains("/run/coracle/containers"), "{mounts}");
     let left = world.stand.machine.run(&["find", "/run/coracle/containers", "-mindepth", "1"]).unwrap();
     assert_eq!(left, "");
+}
+
+#[test]
+fn crictl_on_our_runtime() {
+    let world = World::start(Runtime::CoracleWith(Executables::of_this_build(), Vec::new()));
+    let (pod, config) = world.run_pod("");
+    let pod_of = (pod.as_str(), config.as_str());
+    let counter = world.run_container(pod_of, "counter", &["count", "1"]);
+    let echo = world.run_container(pod_of, "echo", &["echo"]);
+    let busybox =
+        json!({"mounts": [{"host_path": "/bin/busybox", "container_path": "/busybox", "readonly": true}]});
+    let server = world.ask(&world.creation(pod_of, "server", &["serve", "8087", "words"], &busybox));
+    world.ask(&["start", &server]);
+
+    let lines = |words: &[&str]| world.ask(words).lines().map(str::to_owned).collect::<BTreeSet<_>>();
+    assert_eq!(lines(&["pods", "-q"]), BTreeSet::from([pod.clone()]));
+    assert_eq!(lines(&["ps", "-q"]), BTreeSet::from([counter.clone(), echo.clone(), server.clone()]));
+    assert!(world.ask(&["ps"]).contains("counter"));
+    let images = world.ask(&["images"]);
+    assert!(images.contains("registry.k8s.io/coracle/example"), "{images}");
+    world.wait("usage", || {
+        let told: Value = serde_json::from_str(&world.ask(&["stats", "-o", "json"])).unwrap();
+        let used = |stats: &Value| stats["memory"]["workingSetBytes"]["value"] != "0";
+        told["stats"].as_array().is_some_and(|all| all.len() == 3 && all.iter().all(used))
+    });
+    let usage = world.ask(&["statsp", "-o", "json"]);
+    let usage: Value = serde_json::from_str(&usage).unwrap();
+    assert_eq!(usage["stats"][0]["attributes"]["id"], pod.as_str(), "{usage}");
+
+    let crictl = |words: &[&str]| world.stand.crictl_command(words).unwrap();
+    let mut shell = Screen::open(&crictl(&["exec", "-it", &server, "/busybox", "sh"])).unwrap();
+    shell.wait_for("#").unwrap();
+    shell.press("until /busybox stty size | /busybox grep '33 101'; do /busybox sleep 0.1; done\n").unwrap();
+    shell.wait_for(&format!("\n{SIZE}")).unwrap();
+    shell.press("exit 0\n").unwrap();
+    assert_eq!(shell.end().unwrap(), Some(0));
+    let mut attached = Screen::open(&crictl(&["attach", "-i", &echo])).unwrap();
+    attached.press("loud\n").unwrap();
+    // Once as typed, and once from the container.
+    attached.wait_for("loud").unwrap();
+    attached.wait_for("loud").unwrap();
+    drop(attached);
+    let mut forward = Screen::open(&crictl(&["port-forward", &pod, "18087:8087"])).unwrap();
+    forward.wait_for("Forwarding from 127.0.0.1:18087").unwrap();
+    let example = Executables::of_this_build().example.display().to_string();
+    for _ in 0..3 {
+        let answer = world.stand.machine.run(&[&example, "get", "18087"]).unwrap();
+        assert!(answer.contains("words"), "{answer}");
+    }
+    drop(forward);
+    world.ask(&["stopp", &pod]);
+    world.ask(&["rmp", &pod]);
 }

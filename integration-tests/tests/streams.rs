@@ -16,6 +16,7 @@ use coracle_integration_tests::cluster::{Cluster, Kind, Options};
 use coracle_integration_tests::images::{self, Set};
 use coracle_integration_tests::node::pss_kib;
 use coracle_integration_tests::peers::Peers;
+use coracle_integration_tests::terminal::on_terminal;
 use coracle_integration_tests::{Executables, target_dir};
 use serde_json::{Value, json};
 
@@ -89,13 +90,7 @@ impl World {
 
     /// A `kubectl` on a terminal of its own.
     fn terminal(&self, words: &[&str]) -> Command {
-        let kubectl = self.kubectl(words);
-        let words = [kubectl.get_program()].into_iter().chain(kubectl.get_args());
-        let line: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
-        let mut script = Command::new("script");
-        script.args(["-qefc", &format!("stty rows 33 cols 101; exec {}", line.join(" ")), "/dev/null"]);
-        script.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        script
+        on_terminal(&self.kubectl(words))
     }
 
     fn agent(&self) -> u32 {

@@ -280,7 +280,7 @@ fn detach(command: &mut Command) {
 }
 
 /// Runs a command to its end; its error tells what it said.
-pub(super) fn checked(command: &mut Command) -> Result<String> {
+pub(crate) fn checked(command: &mut Command) -> Result<String> {
     let shown = format!("{command:?}").replace('"', "");
     let Output { status, stdout, stderr } =
         command.output().with_context(|| format!("cannot start {shown}"))?;
