@@ -13,7 +13,7 @@ use crate::image::Registries;
 /// Which OCI runtime makes the containers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Maker {
-    /// Ours where the kernel has all it needs (Linux 5.12), else `crun` or `runc` from `PATH`.
+    /// Ours where the kernel has all it needs (Linux 5.12), else `runc` or `crun` from `PATH`.
     Auto,
     /// Ours: `helper oci`.
     Own,

@@ -91,7 +91,8 @@ impl Engine {
         let (shims, ips) = tokio::join!(self.start_shims(sandbox), self.join_network(sandbox, &config));
         sandbox.set_shims(Some(shims?));
         let ips = ips?;
-        if namespaces(&config).pid() == v1::NamespaceMode::Pod {
+        // Another shim takes the first task that it is given for the sandbox's own, as containerd gives it one.
+        if namespaces(&config).pid() == v1::NamespaceMode::Pod || self.has_foreign_shim(&sandbox.id) {
             self.start_holder(sandbox).await?;
         }
         sandbox.change(&self.layout, |record| record.phase = SandboxPhase::Ready { ips })?;

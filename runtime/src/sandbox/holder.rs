@@ -1,5 +1,6 @@
 //! The holder of a PID namespace that a pod's containers share: a container of the shim whose only process is
-//! the shim's executable as `hold`, which reaps orphans. Its id is the sandbox's.
+//! the shim's executable as `hold`, which reaps orphans. Its id is the sandbox's. Another shim gets one for every pod,
+//! as its sandbox's own task.
 //!
 //! Made and ended with its sandbox; no call of CRI shows it.
 
