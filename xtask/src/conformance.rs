@@ -18,6 +18,9 @@ use crate::{artifacts, peers, process, setup};
 /// What the node must pass so far: what pods are, without exec, attach and port-forward.
 const PODS: &str = r"\[sig-(node|storage)\] (Pods|Containers|Probing|Container Lifecycle Hook|InitContainer|ConfigMap|Secrets|Projected|Downward API|EmptyDir|HostPath|Variable Expansion)";
 
+/// A cluster that runs already.
+const KUBECONFIG: &str = "CORACLE_TEST_KUBECONFIG";
+
 /// What the command line asks for.
 struct Request<'a> {
     /// Names the file.
@@ -32,6 +35,10 @@ struct Request<'a> {
 /// Runs the specs on the kinds of node asked for.
 pub(crate) fn run(words: &[&str]) -> Result<()> {
     let request = parse(words)?;
+    ensure!(
+        request.kinds.len() == 1 || std::env::var_os(KUBECONFIG).is_none(),
+        "{KUBECONFIG} names one cluster: say with --node which kind of node it has"
+    );
     setup::for_suites()?;
     for names in [CONTROL_PLANE, CONFORMANCE, CNI] {
         peers::ensure(names)?;
@@ -93,7 +100,7 @@ fn is_plain(letter: char) -> bool {
 
 /// Runs the specs on a cluster of that kind of nodes.
 fn on(kind: &str, request: &Request<'_>) -> Result<Value> {
-    if let Some(kubeconfig) = std::env::var_os("CORACLE_TEST_KUBECONFIG") {
+    if let Some(kubeconfig) = std::env::var_os(KUBECONFIG) {
         return specs(Path::new(&kubeconfig), kind, request);
     }
     let kind_of_node = match kind {
