@@ -1,24 +1,25 @@
-//! How long a watch waits before it asks again. One per watch; no clock of its own.
+//! How long somebody waits before asking again: watches, joins, renewals, events. No clock of its own.
 
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::time::Duration;
 
 /// Doubling delays, jittered so that nodes that lost a server together do not come back together.
-#[derive(Debug)]
-pub(crate) struct Backoff {
+#[derive(Clone, Debug)]
+pub struct Backoff {
     next: Duration,
     first: Duration,
     last: Duration,
 }
 
 impl Backoff {
-    pub(crate) fn new((first, last): (Duration, Duration)) -> Self {
+    /// The bound of the first delay, and the one that no later one passes.
+    pub fn new((first, last): (Duration, Duration)) -> Self {
         Self { next: first, first, last }
     }
 
     /// The delay after one more failure: between a half and the whole of a doubling bound. What the server asked
     /// for is obeyed, and jittered upwards.
-    pub(crate) fn fail(&mut self, asked: Option<Duration>) -> Duration {
+    pub fn fail(&mut self, asked: Option<Duration>) -> Duration {
         let bound = self.next;
         self.next = (bound * 2).min(self.last);
         let random = f64::from(random_u32()) / f64::from(u32::MAX);
@@ -29,7 +30,7 @@ impl Backoff {
     }
 
     /// Something worked: the next failure starts afresh.
-    pub(crate) fn reset(&mut self) {
+    pub fn reset(&mut self) {
         self.next = self.first;
     }
 }

@@ -57,6 +57,7 @@ mod tests;
 mod watch;
 
 pub use access::{Access, Bearer, Server, ServerError};
+pub use backoff::Backoff;
 pub use client::{Cluster, DeleteOptions, Patch};
 pub use connect::ConnectError;
 pub use error::ApiError;

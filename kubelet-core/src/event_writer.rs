@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_cluster::{ApiError, Cluster, Connection, Object, Patch, Resource};
+use coracle_cluster::{ApiError, Backoff, Cluster, Connection, Object, Patch, Resource};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::broadcast::Receiver;
@@ -26,8 +26,9 @@ const BURST: f64 = 25.0;
 const REFILL: Duration = Duration::from_secs(300);
 /// Between two requests while there is much to send: the kubelet's `--event-qps` of 50.
 const SPACING: Duration = Duration::from_millis(20);
-/// Between tries when the server refuses.
+/// Between tries of one event, jittered, and how often it is tried (client-go: `maxTriesPerEvent`).
 const RETRY: Duration = Duration::from_secs(10);
+const TRIES: u32 = 12;
 
 /// What of an event's answer is read.
 #[derive(Deserialize)]
@@ -73,8 +74,7 @@ struct Bucket {
 
 /// Runs until it is dropped.
 pub(crate) async fn run(cluster: Cluster, events: EventRecorder, node_name: String, clock: Clock) {
-    let mut writer =
-        Writer { cluster, node_name, clock, sent: 0, known: HashMap::new(), buckets: HashMap::new() };
+    let mut writer = Writer::new(cluster, node_name, clock);
     let (past, mut live) = events.follow();
     writer.send_all(&past, &events).await;
     while wait(&mut live).await {
@@ -99,6 +99,8 @@ struct Writer {
     cluster: Cluster,
     node_name: String,
     clock: Clock,
+    /// Between tries of one event.
+    retry: Duration,
     /// All events up to this number were sent, or will not be.
     sent: u64,
     known: HashMap<Identity, Known>,
@@ -106,6 +108,11 @@ struct Writer {
 }
 
 impl Writer {
+    fn new(cluster: Cluster, node_name: String, clock: Clock) -> Self {
+        let (known, buckets) = (HashMap::new(), HashMap::new());
+        Self { cluster, node_name, clock, retry: RETRY, sent: 0, known, buckets }
+    }
+
     async fn send_all(&mut self, pending: &[Arc<Event>], events: &EventRecorder) {
         for event in pending {
             if event.sequence <= self.sent {
@@ -139,29 +146,38 @@ impl Writer {
         may
     }
 
-    /// Sends one event, as often as it takes while it stands in the ring.
+    /// Sends one event. Others wait while no server answers; an event that an answer turns away is dropped, as
+    /// client-go does it, so that what is wrong with one says nothing about the next.
     async fn send(&mut self, event: &Event, events: &EventRecorder) {
-        loop {
-            let Err(error) = self.try_send(event).await else { return };
-            if !error.is_transient() {
-                tracing::debug!(reason = event.reason, %error, "the API server does not take an event");
+        let mut pauses = Backoff::new((self.retry, self.retry));
+        let mut tries = 0;
+        while let Err(error) = self.try_send(event).await {
+            let is_answer = error.code().is_some() && error.retry_after().is_none();
+            tries += u32::from(self.cluster.connection().borrow().is_up());
+            if is_answer || !error.is_transient() || tries >= TRIES {
+                // A refusal is mostly a namespace that ends.
+                if error.code().is_some_and(|code| code < 500) {
+                    tracing::debug!(reason = event.reason, %error, "the API server does not take an event");
+                } else {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(reason = event.reason, object = event.name, error, "an event is dropped");
+                }
                 return;
             }
-            self.until_tried_again(&error).await;
+            self.until_tried_again(pauses.fail(error.retry_after())).await;
             if !events.snapshot().iter().any(|other| other.sequence == event.sequence) {
                 return;
             }
         }
     }
 
-    async fn until_tried_again(&self, error: &ApiError) {
+    async fn until_tried_again(&self, pause: Duration) {
         let mut connection = self.cluster.connection();
-        let pause = error.retry_after().unwrap_or(RETRY);
-        if matches!(*connection.borrow_and_update(), Connection::Up { .. }) {
+        if connection.borrow_and_update().is_up() {
             return tokio::time::sleep(pause).await;
         }
         // Nothing is asked for while nobody answers; others find out when somebody does.
-        let up = connection.wait_for(|connection| matches!(connection, Connection::Up { .. }));
+        let up = connection.wait_for(Connection::is_up);
         let _ = tokio::time::timeout(Duration::from_secs(60), up).await;
     }
 
@@ -231,4 +247,51 @@ fn body(event: &Event, name: &str, node_name: &str) -> Value {
         "reportingComponent": "kubelet",
         "reportingInstance": node_name,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use coracle_cluster::Scope;
+    use coracle_cluster::testing::{FakeApi, Fault, Rule};
+
+    use super::*;
+    use crate::events::EventType;
+
+    const EVENTS: &str = "/api/v1/events";
+
+    /// The reasons of events that were written, of two that were sent while `fault` befell the first so often.
+    async fn written(fault: Fault, times: usize) -> (Vec<String>, usize) {
+        let api = FakeApi::start().await;
+        api.add_rule(Rule::all(fault).path("/events").method(http::Method::POST).times(times));
+        let clock = Clock::system();
+        let events = EventRecorder::new(clock.clone(), 10);
+        for reason in ["First", "Second"] {
+            events.node("n", EventType::Normal, reason, "said".to_owned());
+        }
+        let cluster = api.cluster();
+        // It is known to answer.
+        let _: Vec<Written> = cluster.list(&Scope::all()).await.unwrap();
+        let mut writer =
+            Writer { retry: Duration::from_millis(1), ..Writer::new(cluster, "n".to_owned(), clock) };
+        writer.send_all(&events.snapshot(), &events).await;
+        let written = api.objects(EVENTS).iter().map(|e| e["reason"].as_str().unwrap().to_owned()).collect();
+        (written, api.seen().iter().filter(|seen| seen.method == http::Method::POST).count())
+    }
+
+    #[tokio::test]
+    async fn an_event_that_is_turned_away_does_not_stop_the_next() {
+        for (code, reason) in [(500, "InternalError"), (503, "ServiceUnavailable"), (403, "Forbidden")] {
+            let (written, requests) = written(Fault::Status(code, reason, None), 1).await;
+            assert_eq!((written, requests), (vec!["Second".to_owned()], 2), "{code}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_event_is_tried_again_a_bounded_number_of_times() {
+        let both = vec!["First".to_owned(), "Second".to_owned()];
+        assert_eq!(written(Fault::Status(429, "TooManyRequests", Some(0)), 2).await, (both.clone(), 4));
+        assert_eq!(written(Fault::Close, 3).await, (both, 5));
+        let tries = usize::try_from(TRIES).unwrap();
+        assert_eq!(written(Fault::Close, tries).await, (vec!["Second".to_owned()], tries + 1));
+    }
 }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_cluster::{ApiError, Cluster, Object, Patch, Resource};
+use coracle_cluster::{ApiError, Backoff, Cluster, Object, Patch, Resource};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -21,8 +21,8 @@ const DURATION_SECONDS: u32 = 40;
 /// Between renewals, and its jitter in percent, as the kubelet has them.
 const INTERVAL: Duration = Duration::from_secs(10);
 const JITTER_PERCENT: u32 = 4;
-/// Tries after a failure are at most so far apart.
-const RETRY_MAX: Duration = Duration::from_secs(7);
+/// Between tries after failures: the first, and the most.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(7));
 /// Of so many renewals one asks whether somebody else wrote the lease: a version in each would be a twentieth
 /// of what an idle node sends.
 const CHECK_EVERY: u32 = 6;
@@ -76,19 +76,18 @@ impl LeaseKeeper {
         if self.node.wait_for(Option::is_some).await.is_err() {
             return;
         }
-        let mut retry = Duration::from_millis(200);
+        let mut retry = Backoff::new(RETRY);
         loop {
             match self.renew().await {
                 Ok(()) => {
-                    retry = Duration::from_millis(200);
+                    retry.reset();
                     self.told(None);
                     let jitter = INTERVAL * (super::reporter::random() % (JITTER_PERCENT * 10)) / 1000;
                     tokio::time::sleep(INTERVAL + jitter).await;
                 }
                 Err(error) => {
                     self.told(Some(&error));
-                    tokio::time::sleep(error.retry_after().unwrap_or(retry).max(retry)).await;
-                    retry = RETRY_MAX.min(retry * 2);
+                    tokio::time::sleep(retry.fail(error.retry_after())).await;
                 }
             }
         }
