@@ -5,6 +5,7 @@
 //! the pods as they are. With no API server in reach the pods of the folder run, what runs goes on, nothing is
 //! removed, and after a reboot what the API server wanted last starts again.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
@@ -16,9 +17,10 @@ use tokio::task::JoinSet;
 
 use crate::api::Node;
 use crate::clock::Clock;
-use crate::kubelet::{Kubelet, PodViews};
+use crate::kubelet::{Kubelet, PodView, PodViews};
 use crate::objects::ApiObjects;
-use crate::source::{ApiPods, ApiPodsInputs, News, PodSet};
+use crate::pod::status::is_terminal_phase;
+use crate::source::{ApiPods, ApiPodsInputs, Ended, News, PodSet};
 use crate::{event_writer, kept, preemption, status_writer};
 
 /// What a joined node is made of.
@@ -71,6 +73,8 @@ pub struct Joined {
     /// Until somebody follows the kubelet.
     news: Option<mpsc::UnboundedReceiver<News>>,
     idle: watch::Sender<PodViews>,
+    /// What the kubelet has told to have ended.
+    ended: watch::Sender<Ended>,
     tasks: JoinSet<()>,
 }
 
@@ -78,10 +82,12 @@ impl Joined {
     /// Begins to read pods. Call it within a tokio runtime.
     pub fn start(config: JoinedConfig) -> Self {
         let objects = Arc::new(ApiObjects::new(config.cluster.clone(), config.clock.clone()));
+        let ended = watch::Sender::default();
         let (pods, news) = ApiPods::start(ApiPodsInputs {
             cluster: config.cluster.clone(),
             node_name: config.node_name.clone(),
             statics: config.static_pods.clone(),
+            ended: ended.subscribe(),
             node: config.node.clone(),
             clock: config.clock.clone(),
             kept: config.kept.clone().map(|path| (path, objects.clone())),
@@ -92,6 +98,7 @@ impl Joined {
             objects,
             news: Some(news),
             idle: watch::Sender::default(),
+            ended,
             tasks: JoinSet::new(),
         }
     }
@@ -130,6 +137,7 @@ impl Joined {
             node: config.node.clone(),
             idle: self.idle.clone(),
         }));
+        self.tasks.spawn(tell_ended(kubelet.statuses(), self.ended.clone()));
         let preempted = self.pods.preempted.clone();
         self.tasks.spawn(preemption::run(preempted, kubelet.evictor(), kubelet.events().clone()));
         if let Some(path) = config.kept.clone() {
@@ -144,6 +152,26 @@ impl Joined {
         }
         let (cluster, events) = (config.cluster.clone(), kubelet.events().clone());
         self.tasks.spawn(event_writer::run(cluster, events, config.node_name.clone(), config.clock.clone()));
+    }
+}
+
+/// Hands on which pods take no room any more. Runs until the kubelet ends.
+async fn tell_ended(mut statuses: watch::Receiver<PodViews>, told: watch::Sender<Ended>) {
+    loop {
+        let has_ended = |view: &PodView| view.ended || is_terminal_phase(&view.status.phase);
+        let views = statuses.borrow_and_update().clone();
+        let now = views.iter().filter(|(_, view)| has_ended(view)).map(|(uid, _)| uid.clone());
+        let now: BTreeSet<Arc<str>> = now.collect();
+        told.send_if_modified(|ended| {
+            let is_news = **ended != now;
+            if is_news {
+                *ended = Arc::new(now);
+            }
+            is_news
+        });
+        if statuses.changed().await.is_err() {
+            return;
+        }
     }
 }
 

@@ -12,6 +12,7 @@
 //! Until the first list came, pods of the folder run and nothing is removed: the API server may want it. While the
 //! API server is away the last word stands; after a start without it, the word that was kept on disk.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
@@ -33,12 +34,17 @@ use crate::objects::ApiObjects;
 /// An API server that has not listed the pods within this time after a start is taken for away.
 const LIST_PATIENCE: Duration = Duration::from_secs(5);
 
+/// UIDs of pods of which nothing runs and nothing will run again, as their workers told it.
+pub(crate) type Ended = Arc<BTreeSet<Arc<str>>>;
+
 /// What the source reads.
 pub(crate) struct Inputs {
     pub(crate) cluster: Cluster,
     pub(crate) node_name: String,
     /// Pods of this node alone.
     pub(crate) statics: watch::Receiver<PodSet>,
+    /// Those that take no room any more.
+    pub(crate) ended: watch::Receiver<Ended>,
     /// The node as the API has it, once known.
     pub(crate) node: watch::Receiver<Option<Arc<Node>>>,
     pub(crate) clock: Clock,
@@ -91,8 +97,8 @@ impl Task {
         let scope = Scope::all().fields(format!("spec.nodeName={}", inputs.node_name));
         let mut changes = pin!(inputs.cluster.watch::<ApiPod>(scope));
         let mut node = inputs.node;
-        let mut statics = inputs.statics;
-        let (mut folder_lives, mut node_lives) = (true, true);
+        let (mut statics, mut ended) = (inputs.statics, inputs.ended);
+        let (mut folder_lives, mut workers_live, mut node_lives) = (true, true, true);
         let patience = tokio::time::sleep(LIST_PATIENCE);
         let mut patience = pin!(patience);
         let mut kept = inputs.kept;
@@ -112,11 +118,12 @@ impl Task {
                     self.restore(&path, &inputs.node_name, &objects).await;
                 },
                 changed = statics.changed(), if folder_lives => folder_lives = changed.is_ok(),
+                changed = ended.changed(), if workers_live => workers_live = changed.is_ok(),
                 changed = node.changed(), if node_lives => node_lives = changed.is_ok(),
             }
             let view = node.borrow_and_update().clone();
-            statics.borrow_and_update();
-            let admitted = self.table.admit(view.as_deref(), &self.statics.borrow().clone());
+            let lasting = lasting(&statics.borrow_and_update(), &ended.borrow_and_update());
+            let admitted = self.table.admit(view.as_deref(), &lasting);
             self.tell(admitted);
             self.publish();
         }
@@ -176,6 +183,15 @@ impl Task {
         let settled = self.table.is_settled();
         self.seen.send_if_modified(|seen| !std::mem::replace(seen, *seen || settled) && *seen);
     }
+}
+
+/// The pods that have not ended: a manifest says nothing of it.
+fn lasting(statics: &PodSet, ended: &Ended) -> PodSet {
+    if statics.keys().all(|uid| !ended.contains(uid)) {
+        return statics.clone();
+    }
+    let lasting = statics.iter().filter(|(uid, _)| !ended.contains(*uid));
+    Arc::new(lasting.map(|(uid, pod)| (uid.clone(), pod.clone())).collect())
 }
 
 /// Now as `kubernetes.io/config.seen` has it.

@@ -187,7 +187,7 @@ impl Table {
 
     /// Decides about new pods once all are known: first those that ran before, then the oldest. A pod that this node took
     /// before it lost its memory is not asked again; others wait while the node itself is not known, and a critical one
-    /// until those have ended that make room for it.
+    /// until those have ended that make room for it. `statics` are the pods of the folder that have not ended.
     pub(crate) fn admit(&mut self, node: Option<&Node>, statics: &PodSet) -> Vec<News> {
         if !self.complete || self.listing.is_some() {
             return Vec::new();
@@ -295,8 +295,8 @@ impl Table {
     fn active<'a>(&'a self, statics: &'a PodSet) -> impl Iterator<Item = (&'a Arc<str>, &'a Pod)> {
         let running = self.pods.iter().filter(|(_, entry)| entry.part == Some(Part::Runs));
         let running = running.map(|(uid, entry)| (uid, &*entry.pod));
-        let statics = statics.iter().map(|(uid, pod)| (uid, &**pod));
-        statics.chain(running).filter(|(_, pod)| !is_terminal_phase(&pod.status.phase))
+        let running = running.filter(|(_, pod)| !is_terminal_phase(&pod.status.phase));
+        statics.iter().map(|(uid, pod)| (uid, &**pod)).chain(running)
     }
 
     /// The pods that have to end so that critical ones fit, until they have.

@@ -29,7 +29,7 @@ use crate::api::Pod;
 pub(crate) use api_pod::ApiPod as ApiPodForTests;
 pub(crate) use api_pod::{HASH_ANNOTATION, MIRROR_ANNOTATION};
 pub use api_pod::{is_mirror, is_static};
-pub(crate) use api_pods::{ApiPods, Inputs as ApiPodsInputs};
+pub(crate) use api_pods::{ApiPods, Ended, Inputs as ApiPodsInputs};
 pub(crate) use api_table::{News, Part};
 pub use catalog::FileError;
 pub use decode::{DecodeError, Decoded, MAX_BYTES, Object, decode};

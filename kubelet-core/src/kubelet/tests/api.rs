@@ -181,6 +181,27 @@ async fn a_pod_that_is_not_taken_fails_and_runs_nothing() {
 }
 
 #[tokio::test]
+async fn a_pod_of_the_folder_that_has_ended_takes_no_room() {
+    let node = Joint::new().await;
+    let mut done = lone("h1");
+    done.spec.restart_policy = "Never".to_owned();
+    let requests = [("cpu".to_owned(), "1500m".parse().unwrap())];
+    done.spec.containers[0].resources.requests.extend(requests);
+    node.statics.send_replace(set([done]));
+    let asking =
+        json!({"containers": [{"name": "main", "image": "web", "resources": {"requests": {"cpu": "1"}}}]});
+    node.until("lone-n", is_ready).await;
+    node.bind("early", asking.clone());
+    let early = node.until("early", |pod| pod["status"]["phase"] == "Failed").await;
+    assert_eq!(early["status"]["reason"], "OutOfcpu");
+    let container = node.fake.containers()[0].status.id.clone();
+    node.fake.exit_container(&container, 0);
+    node.until("lone-n", |pod| pod["status"]["phase"] == "Succeeded").await;
+    node.bind("late", asking);
+    node.until("late", is_ready).await;
+}
+
+#[tokio::test]
 async fn a_critical_pod_runs_once_those_that_make_room_have_ended() {
     let node = Joint::new().await;
     let asking = |cpu: &str, more: Value| {
