@@ -1,12 +1,11 @@
 //! The flags that say which cluster the node belongs to, and how it proves itself. Shared by `run` and `join`.
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use coracle_bootstrap::{CaHash, JoinConfig, Serving, Source, Token};
+use coracle_bootstrap::{CaHash, JoinConfig, Serving, Source, TokenSource};
 
 /// Where a token is looked for when no flag gives one.
 const TOKEN_VARIABLE: &str = "CORACLE_TOKEN";
@@ -78,8 +77,8 @@ impl JoinArgs {
         if let Some(path) = &self.bootstrap_kubeconfig {
             return Ok(Some(Source::BootstrapKubeconfig(path.clone())));
         }
-        let Some(token) = self.token()? else {
-            let is_held = pki.join("kubeconfig").exists();
+        let is_held = pki.join("kubeconfig").exists();
+        let Some(token) = self.token(is_held, std::env::var(TOKEN_VARIABLE).ok())? else {
             if !is_held && !self.server.is_empty() {
                 bail!(
                     "--server is given and nothing to prove this node with: give --token-file with a token of \
@@ -91,24 +90,24 @@ impl JoinArgs {
         if self.server.is_empty() {
             bail!("a token is given and no --server to join");
         }
-        let token: Token = token.parse().context("the bootstrap token")?;
         let hashes: Result<Vec<CaHash>, _> = self.ca_cert_hash.iter().map(|hash| hash.parse()).collect();
         Ok(Some(Source::Token { token, ca_hashes: hashes.context("--ca-cert-hash")? }))
     }
 
-    fn token(&self) -> Result<Option<String>> {
+    /// The token, or where a join finds it. What is in the environment may be left over from the join that was: it does
+    /// not bother a node that holds credentials.
+    fn token(&self, is_held: bool, variable: Option<String>) -> Result<Option<TokenSource>> {
         let text = match (&self.token, &self.token_file) {
             (Some(token), _) => token.clone(),
-            (None, Some(path)) if path.as_os_str() == "-" => {
-                let mut text = String::new();
-                std::io::stdin().read_to_string(&mut text).context("cannot read the token from stdin")?;
-                text
-            }
-            (None, Some(path)) => std::fs::read_to_string(path)
-                .with_context(|| format!("cannot read token file {}", path.display()))?,
-            (None, None) => return Ok(std::env::var(TOKEN_VARIABLE).ok()),
+            (None, Some(path)) if path.as_os_str() == "-" => return Ok(Some(TokenSource::Stdin)),
+            (None, Some(path)) => return Ok(Some(TokenSource::File(path.clone()))),
+            (None, None) => match variable {
+                Some(text) if !is_held => text,
+                Some(text) if !self.server.is_empty() => return Ok(text.parse().ok()),
+                _ => return Ok(None),
+            },
         };
-        Ok(Some(text.trim().to_owned()))
+        Ok(Some(text.parse().context("the bootstrap token")?))
     }
 
     /// Where the certificate of the kubelet API comes from.
@@ -119,5 +118,47 @@ impl JoinArgs {
             }
             _ => Serving::Request,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    const TOKEN: &str = "abcdef.0123456789abcdef";
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        join: JoinArgs,
+    }
+
+    fn args(words: &[&str]) -> JoinArgs {
+        Flags::parse_from(["coracle"].iter().chain(words)).join
+    }
+
+    #[test]
+    fn a_token_is_looked_for_when_a_join_needs_it() {
+        let pki = tempfile::tempdir().unwrap();
+        let missing = args(&["--server=https://a:6443", "--token-file=/nonexistent/token"]);
+        std::fs::write(pki.path().join("kubeconfig"), "").unwrap();
+        let source = missing.source(pki.path()).unwrap();
+        assert!(matches!(source, Some(Source::Token { token: TokenSource::File(_), .. })), "{source:?}");
+        let source = args(&["--server=https://a:6443", "--token-file=-"]).source(pki.path()).unwrap();
+        assert!(matches!(source, Some(Source::Token { token: TokenSource::Stdin, .. })), "{source:?}");
+    }
+
+    #[test]
+    fn a_left_over_variable_bothers_nobody_who_has_joined() {
+        let of = |words: &[&str], is_held, text: &str| args(words).token(is_held, Some(text.to_owned()));
+        let server = "--server=https://a:6443";
+        assert!(of(&[], true, TOKEN).unwrap().is_none());
+        assert!(of(&[server], true, "old").unwrap().is_none());
+        // It may serve once the credentials have ended.
+        assert!(of(&[server], true, TOKEN).unwrap().is_some());
+        assert!(of(&[], false, TOKEN).unwrap().is_some());
+        assert!(of(&[server], false, "old").is_err());
     }
 }

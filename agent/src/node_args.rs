@@ -1,6 +1,7 @@
 //! The flags of a joined node: what its Node object says, and how its kubelet API is served. A kubelet's names.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -116,6 +117,10 @@ pub(crate) struct NodeArgs {
     /// After how long without a byte a stream of exec, attach or port-forward ends
     #[arg(long, value_name = "DURATION", default_value = "4h", value_parser = crate::args::duration)]
     pub streaming_connection_idle_timeout: Duration,
+
+    /// Who signs certificates of the kubelet API's clients, in PEM; the authorities of the kubeconfig if not given
+    #[arg(long, value_name = "FILE")]
+    pub client_ca_file: Option<PathBuf>,
 
     /// Have the API server review bearer tokens of the kubelet API's clients
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", default_value = "true", action = clap::ArgAction::Set)]

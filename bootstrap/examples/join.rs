@@ -38,7 +38,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     join.servers = servers;
     let names = vec![SubjectName::parse(name), SubjectName::parse("127.0.0.1")];
     let (_sender, addresses) = tokio::sync::watch::channel(names);
-    let identity = match Identity::start(IdentityConfig { join, serving: Serving::Request, addresses }).await
+    let identity = match Identity::start(IdentityConfig {
+        join,
+        serving: Serving::Request,
+        addresses,
+        client_ca_file: None,
+    })
+    .await
     {
         Ok(identity) => identity,
         Err(error) => {

@@ -49,16 +49,24 @@ pub(crate) struct Files {
     pub(crate) clock: WallClock,
 }
 
+/// Who signs API servers.
+#[derive(Clone)]
+pub(crate) struct Authority {
+    /// The authorities of the cluster in PEM; empty if none is known.
+    pub(crate) ca: Vec<u8>,
+    /// Where they stand, if in a file.
+    pub(crate) ca_file: Option<PathBuf>,
+    /// Whether anybody is trusted all the same.
+    pub(crate) insecure: bool,
+}
+
 /// Credentials that were read. Holds no secret in the open.
 #[derive(Clone)]
 pub(crate) struct Loaded {
     pub(crate) access: Access,
     /// The client certificate in use.
     pub(crate) leaf: Option<Certificate>,
-    /// The authorities of the cluster in PEM; empty if anybody is trusted.
-    pub(crate) ca: Vec<u8>,
-    /// Where the authorities stand, if in a file.
-    pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) authority: Authority,
     /// What to look at for changes.
     pub(crate) files: Vec<PathBuf>,
     /// Differs if anything in use differs.
@@ -148,8 +156,11 @@ impl Files {
         Ok(Loaded {
             access: Access { servers, tls: Some(tls), bearer },
             leaf,
-            ca: ca.map(|ca| ca.0).unwrap_or_default(),
-            ca_file,
+            authority: Authority {
+                ca: ca.map(|ca| ca.0).unwrap_or_default(),
+                ca_file,
+                insecure: config.insecure,
+            },
             files,
             digest: digest.finish().as_ref().to_vec(),
         })

@@ -80,6 +80,16 @@ pub enum CsrError {
     Store(#[from] StoreError),
 }
 
+impl CsrError {
+    /// What the API said, if it is the reason.
+    pub(crate) fn api(&self) -> Option<&ApiError> {
+        match self {
+            Self::Api(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
 /// A certificate to be asked for.
 pub(crate) struct Request<'a> {
     pub(crate) cluster: &'a Cluster,

@@ -9,6 +9,7 @@ use crate::csr::CsrError;
 use crate::kubeconfig::KubeconfigError;
 use crate::store::StoreError;
 use crate::tls::TlsError;
+use crate::token::TokenError;
 
 /// Why a node could not join.
 #[derive(Debug, thiserror::Error)]
@@ -136,6 +137,24 @@ pub enum JoinError {
     /// Credentials that were given or held.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
+    /// The file with the token.
+    #[error("cannot read the bootstrap token of {origin}")]
+    TokenFile {
+        /// The file.
+        origin: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// What stands in it.
+    #[error("{origin} holds no bootstrap token")]
+    Token {
+        /// The file.
+        origin: String,
+        /// Why.
+        #[source]
+        source: TokenError,
+    },
     /// Certificates and keys.
     #[error(transparent)]
     Tls(#[from] TlsError),

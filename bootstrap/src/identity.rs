@@ -4,8 +4,10 @@
 //! |---|---|---|---|
 //! | reload | what was read last | inotify of the folders of all files in use, a bell | `watch` of [`Access`], of the CA, of the client certificate |
 //! | renewal | the client certificate's successor, by a new join where it has ended | `watch` of the client certificate, a timer of wall time | the file, the reload bell |
+//! | client_ca | who signs clients, where a file says so | inotify | `watch` of them |
 //! | serving | the serving certificate | `watch` of addresses, a timer of wall time | [`ServingCertificate`] |
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use coracle_cluster::{Access, Cluster};
@@ -17,7 +19,7 @@ use crate::error::JoinError;
 use crate::join::{JoinConfig, Source, join};
 use crate::serving::{Serving, ServingCertificate};
 use crate::x509::{Certificate, SubjectName};
-use crate::{reload, renewal, serving, validity};
+use crate::{client_ca, reload, renewal, serving, validity};
 
 /// What a running node needs.
 #[derive(Clone, Debug)]
@@ -28,13 +30,15 @@ pub struct IdentityConfig {
     pub serving: Serving,
     /// The node's addresses and names: what the serving certificate vouches for. Its changes are followed.
     pub addresses: watch::Receiver<Vec<SubjectName>>,
+    /// Who signs clients of the kubelet API, in PEM; the cluster's authorities if none. Its changes are followed.
+    pub client_ca_file: Option<PathBuf>,
 }
 
 /// Credentials of a running node. Its tasks end when it is dropped.
 pub struct Identity {
     cluster: Cluster,
     access: watch::Receiver<Arc<Access>>,
-    ca: watch::Receiver<Arc<Vec<u8>>>,
+    client_authorities: watch::Receiver<Arc<Vec<u8>>>,
     client: watch::Receiver<Option<Certificate>>,
     serving: Arc<ServingCertificate>,
     _tasks: JoinSet<()>,
@@ -54,7 +58,7 @@ impl Identity {
             }
         };
         let (access_sender, access) = watch::channel(Arc::new(loaded.access.clone()));
-        let (ca_sender, ca) = watch::channel(Arc::new(loaded.ca.clone()));
+        let (ca_sender, ca) = watch::channel(Arc::new(loaded.authority.ca.clone()));
         let (client_sender, client) = watch::channel(loaded.leaf.clone());
         let cluster = Cluster::new(access.clone());
         let bell = Arc::new(Notify::new());
@@ -73,9 +77,17 @@ impl Identity {
         let (task, serving) =
             serving::start(config.serving, config.addresses, cluster.clone(), files.clone())?;
         tasks.spawn(task);
+        let client_authorities = match config.client_ca_file {
+            Some(path) => {
+                let (task, authorities) = client_ca::start(path)?;
+                tasks.spawn(task);
+                authorities
+            }
+            None => ca,
+        };
         let out = reload::Out { access: access_sender, ca: ca_sender, client: client_sender };
         tasks.spawn(reload::run(files, loaded, bell, out));
-        Ok(Self { cluster, access, ca, client, serving, _tasks: tasks })
+        Ok(Self { cluster, access, client_authorities, client, serving, _tasks: tasks })
     }
 
     /// The cluster's API with these credentials.
@@ -88,9 +100,9 @@ impl Identity {
         self.access.clone()
     }
 
-    /// The cluster's certificate authorities in PEM: who signs API servers, and clients of the kubelet API.
-    pub fn ca(&self) -> watch::Receiver<Arc<Vec<u8>>> {
-        self.ca.clone()
+    /// Who signs clients of the kubelet API, in PEM.
+    pub fn client_authorities(&self) -> watch::Receiver<Arc<Vec<u8>>> {
+        self.client_authorities.clone()
     }
 
     /// The client certificate in use; none where a token is used.

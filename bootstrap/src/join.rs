@@ -2,32 +2,35 @@
 //! holds none yet. Runs in its caller's task; cancel it at any point and begin again.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
-use coracle_cluster::{Access, ApiError, Bearer, Cluster, Object, Resource, Server};
+use coracle_cluster::{Access, ApiError, Backoff, Bearer, Cluster, Object, Resource, Server};
 use serde::Deserialize;
 
 use crate::clock::{WallClock, show};
-use crate::credentials::Files;
+use crate::credentials::{Authority, Files};
 use crate::csr::{CLIENT_SIGNER, CLIENT_USAGES, CsrError, Request};
 use crate::discovery::discover;
 use crate::error::JoinError;
 use crate::kubeconfig;
 use crate::store::Store;
 use crate::tls::{self, Trust};
-use crate::token::{CaHash, Token};
+use crate::token::{CaHash, Token, TokenError};
 use crate::x509::Subject;
 
 /// A clock may be off by so much.
 const SKEW: Duration = Duration::from_secs(300);
+/// Between tries while no server answers: the first, and the most.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
 /// What a node proves itself with.
 #[derive(Clone, Debug)]
 pub enum Source {
     /// A kubeadm token, with pins of the cluster's authority. `servers` of the configuration says where.
     Token {
-        /// The token.
-        token: Token,
+        /// The token, or where it lies.
+        token: TokenSource,
         /// One of them must fit.
         ca_hashes: Vec<CaHash>,
     },
@@ -37,6 +40,40 @@ pub enum Source {
     Kubeconfig(PathBuf),
     /// What an earlier join left.
     Held,
+}
+
+/// A bootstrap token, or where it is read from when a join needs one: nobody else misses it.
+#[derive(Clone, Debug)]
+pub enum TokenSource {
+    /// The token itself.
+    Given(Token),
+    /// A file that holds nothing else.
+    File(PathBuf),
+    /// Standard input, which gives it once.
+    Stdin,
+}
+
+impl FromStr for TokenSource {
+    type Err = TokenError;
+
+    fn from_str(text: &str) -> Result<Self, TokenError> {
+        text.parse().map(Self::Given)
+    }
+}
+
+impl TokenSource {
+    async fn token(&self) -> Result<Token, JoinError> {
+        let (origin, text) = match self {
+            Self::Given(token) => return Ok(token.clone()),
+            Self::File(path) => (path.display().to_string(), tokio::fs::read_to_string(path).await),
+            Self::Stdin => {
+                let read = tokio::task::spawn_blocking(|| std::io::read_to_string(std::io::stdin()));
+                ("standard input".to_owned(), read.await.unwrap_or_else(|error| Err(error.into())))
+            }
+        };
+        let text = text.map_err(|source| JoinError::TokenFile { origin: origin.clone(), source })?;
+        text.parse().map_err(|source| JoinError::Token { origin, source })
+    }
 }
 
 impl Source {
@@ -87,11 +124,11 @@ impl JoinConfig {
     /// Where credentials are read from once they are there.
     pub(crate) fn files(&self) -> Files {
         let store = self.store();
-        let (kubeconfig, servers) = match &self.source {
-            Source::Kubeconfig(path) => (path.clone(), self.servers.clone()),
-            _ => (store.kubeconfig(), Vec::new()),
+        let kubeconfig = match &self.source {
+            Source::Kubeconfig(path) => path.clone(),
+            _ => store.kubeconfig(),
         };
-        let (node_name, clock) = (self.node_name.clone(), self.clock.clone());
+        let (servers, node_name, clock) = (self.servers.clone(), self.node_name.clone(), self.clock.clone());
         Files { kubeconfig, servers, node_name, store, clock }
     }
 }
@@ -104,11 +141,13 @@ pub async fn join(config: &JoinConfig) -> Result<(), JoinError> {
             if config.servers.is_empty() {
                 return Err(JoinError::NoServer);
             }
-            let found = discover(&config.servers, token, ca_hashes, &config.clock, config.wait).await?;
+            let token = token.token().await?;
+            let found = discover(&config.servers, &token, ca_hashes, &config.clock, config.wait).await?;
             let tls = tls::client(&Trust::Authorities(&found.ca, "cluster-info"), None, &config.clock)?;
             let bearer = Bearer::new(&token.whole());
-            let access = Access { servers: found.servers.clone(), tls: Some(tls), bearer };
-            enroll(config, access, &found.ca, None).await
+            let access = Access { servers: found.servers, tls: Some(tls), bearer };
+            let authority = Authority { ca: found.ca, ca_file: None, insecure: false };
+            enroll(config, access, authority).await
         }
         Source::BootstrapKubeconfig(path) => {
             let store = config.store();
@@ -116,19 +155,20 @@ pub async fn join(config: &JoinConfig) -> Result<(), JoinError> {
             let servers = config.servers.clone();
             let files = Files { kubeconfig: path.clone(), servers, node_name, store, clock };
             let loaded = files.load()?;
-            enroll(config, loaded.access, &loaded.ca, loaded.ca_file).await
+            if loaded.authority.insecure {
+                tracing::warn!(
+                    kubeconfig = %path.display(),
+                    "insecure-skip-tls-verify is set: whoever answers is taken for the API server, now and later"
+                );
+            }
+            enroll(config, loaded.access, loaded.authority).await
         }
         Source::Kubeconfig(_) | Source::Held => look(config).await,
     }
 }
 
 /// Requests the client certificate and writes all that a start needs.
-async fn enroll(
-    config: &JoinConfig,
-    access: Access,
-    ca: &[u8],
-    ca_file: Option<PathBuf>,
-) -> Result<(), JoinError> {
+async fn enroll(config: &JoinConfig, access: Access, authority: Authority) -> Result<(), JoinError> {
     let servers = access.servers.clone();
     let cluster = Cluster::with(access);
     // A machine with credentials of this name, ended though they may be, is that node.
@@ -147,20 +187,22 @@ async fn enroll(
         subject: Subject::of_node(&config.node_name),
         names: &[],
     };
-    let obtain = retry_csr(config.wait, || request.obtain());
+    let obtain = retry_by(config.wait, CsrError::api, || request.obtain());
     let issued = tokio::time::timeout(config.approval, obtain)
         .await
         .map_err(|_| JoinError::NotApproved { seconds: config.approval.as_secs() })??;
-    let ca_path = match ca_file {
-        Some(path) => path,
+    let ca = match authority.ca_file {
+        Some(path) => Some(path),
+        None if authority.ca.is_empty() => None,
         None => {
-            store.write(&store.ca(), ca)?;
-            store.ca()
+            store.write(&store.ca(), &authority.ca)?;
+            Some(store.ca())
         }
     };
     store.write(&store.client(), &issued.pem)?;
+    let trust = kubeconfig::WrittenTrust { ca: ca.as_deref(), insecure: authority.insecure };
     // Last: whoever finds it finds all it names.
-    store.write(&store.kubeconfig(), kubeconfig::write(&servers, &ca_path, &store.client()).as_bytes())?;
+    store.write(&store.kubeconfig(), kubeconfig::write(&servers, trust, &store.client()).as_bytes())?;
     request.done()?;
     tracing::info!(node = config.node_name, server = %servers[0], "joined the cluster");
     Ok(())
@@ -222,33 +264,31 @@ pub(crate) async fn retry<T, F>(wait: Duration, ask: impl Fn() -> F) -> Result<T
 where
     F: Future<Output = Result<T, ApiError>>,
 {
-    let begun = tokio::time::Instant::now();
-    let mut pause = Duration::from_millis(500);
-    loop {
-        match ask().await {
-            Err(error) if error.is_transient() && begun.elapsed() + pause < wait && !needs_hands(&error) => {
-                tokio::time::sleep(pause.max(error.retry_after().unwrap_or_default())).await;
-                pause = (pause * 2).min(Duration::from_secs(10));
-            }
-            result => return result,
-        }
-    }
+    retry_by(wait, |error| Some(error), ask).await
 }
 
-async fn retry_csr<T, F>(wait: Duration, ask: impl Fn() -> F) -> Result<T, CsrError>
+/// As [`retry`], for errors of which some are of the API.
+async fn retry_by<T, E, F>(
+    wait: Duration,
+    api: fn(&E) -> Option<&ApiError>,
+    ask: impl Fn() -> F,
+) -> Result<T, E>
 where
-    F: Future<Output = Result<T, CsrError>>,
+    F: Future<Output = Result<T, E>>,
 {
     let begun = tokio::time::Instant::now();
-    let mut pause = Duration::from_millis(500);
+    let mut pauses = Backoff::new(PAUSES);
     loop {
-        match ask().await {
-            Err(CsrError::Api(error)) if error.is_transient() && begun.elapsed() + pause < wait => {
-                tokio::time::sleep(pause.max(error.retry_after().unwrap_or_default())).await;
-                pause = (pause * 2).min(Duration::from_secs(10));
-            }
-            result => return result,
+        let result = ask().await;
+        let Some(error) = result.as_ref().err().and_then(api) else { return result };
+        if !error.is_transient() || needs_hands(error) {
+            return result;
         }
+        let pause = pauses.fail(error.retry_after());
+        if begun.elapsed() + pause >= wait {
+            return result;
+        }
+        tokio::time::sleep(pause).await;
     }
 }
 

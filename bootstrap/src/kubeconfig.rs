@@ -209,10 +209,25 @@ impl Reader<'_> {
     }
 }
 
-/// A kubeconfig for a node: a certificate authority in a file, certificate and key in another.
-pub(crate) fn write(servers: &[Server], ca: &Path, client: &Path) -> String {
+/// Whom a kubeconfig trusts as API server.
+#[derive(Clone, Copy)]
+pub(crate) struct WrittenTrust<'a> {
+    /// The file with the cluster's authorities.
+    pub(crate) ca: Option<&'a Path>,
+    /// Anybody.
+    pub(crate) insecure: bool,
+}
+
+/// A kubeconfig for a node, with its certificate and key in one file.
+pub(crate) fn write(servers: &[Server], trust: WrittenTrust<'_>, client: &Path) -> String {
     let first = servers.first().map(ToString::to_string).unwrap_or_default();
-    let mut cluster = json!({"certificate-authority": ca, "server": first});
+    let mut cluster = json!({"server": first});
+    if let Some(ca) = trust.ca {
+        cluster["certificate-authority"] = json!(ca);
+    }
+    if trust.insecure {
+        cluster["insecure-skip-tls-verify"] = true.into();
+    }
     if let Some(name) = servers.first().and_then(|server| server.tls_name.as_ref()) {
         cluster["tls-server-name"] = name.as_str().into();
     }
@@ -383,9 +398,12 @@ mod tests {
     fn what_is_written_is_read_again() {
         let servers: Vec<Server> =
             ["https://a:6443", "https://b:6443"].map(|text| text.parse().unwrap()).into();
-        let text = write(&servers, Path::new("/p/ca.crt"), Path::new("/p/client.pem"));
-        let read = parse(&text).unwrap();
+        let of = |trust| parse(&write(&servers, trust, Path::new("/p/client.pem"))).unwrap();
+        let read = of(WrittenTrust { ca: Some(Path::new("/p/ca.crt")), insecure: false });
         assert_eq!(read.servers, servers);
         assert!(read.ca == Some(Content::File("/p/ca.crt".into())) && read.client.is_some());
+        assert!(!read.insecure);
+        let read = of(WrittenTrust { ca: None, insecure: true });
+        assert!(read.insecure && read.ca.is_none());
     }
 }

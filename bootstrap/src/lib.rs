@@ -20,7 +20,7 @@
 //! join.servers = vec!["https://10.0.0.1:6443".parse()?];
 //! join.wait = Duration::MAX; // `coracle run` waits for its API server.
 //! let (_addresses, addresses) = tokio::sync::watch::channel(vec![SubjectName::parse("edge-1")]);
-//! let identity = Identity::start(IdentityConfig { join, serving: Serving::Request, addresses }).await?;
+//! let identity = Identity::start(IdentityConfig { join, serving: Serving::Request, addresses, client_ca_file: None }).await?;
 //! let cluster = identity.cluster();
 //! # Ok(())
 //! # }
@@ -39,6 +39,7 @@
 //! Invariants: keys and tokens are never printed. A key and its certificate are one file. Wall time decides only what
 //! certificates say; every pause is of boot time.
 
+mod client_ca;
 mod clock;
 mod credentials;
 mod csr;
@@ -68,7 +69,7 @@ pub use credentials::CredentialsError;
 pub use csr::CsrError;
 pub use error::JoinError;
 pub use identity::{Identity, IdentityConfig};
-pub use join::{JoinConfig, Source, join};
+pub use join::{JoinConfig, Source, TokenSource, join};
 pub use kubeconfig::KubeconfigError;
 pub use serving::{Serving, ServingCertificate};
 pub use store::StoreError;

@@ -42,8 +42,8 @@ pub(crate) async fn run(files: Files, mut loaded: Loaded, bell: Arc<Notify>, out
                 if now.digest != loaded.digest {
                     tracing::info!(kubeconfig = %files.kubeconfig.display(), "credentials changed");
                     out.access.send_replace(Arc::new(now.access.clone()));
-                    if now.ca != loaded.ca {
-                        out.ca.send_replace(Arc::new(now.ca.clone()));
+                    if now.authority.ca != loaded.authority.ca {
+                        out.ca.send_replace(Arc::new(now.authority.ca.clone()));
                     }
                     out.client.send_replace(now.leaf.clone());
                 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use coracle_cluster::Cluster;
+use coracle_cluster::{Backoff, Cluster};
 use tokio::sync::{Notify, watch};
 
 use crate::credentials::Files;
@@ -77,14 +77,14 @@ impl Renewal {
 
     /// An API server knows nobody by a certificate that has ended.
     async fn join_again(&self) {
-        let mut pause = PAUSES.0;
+        let mut pauses = Backoff::new(PAUSES);
         let mut told: Option<std::mem::Discriminant<JoinError>> = None;
         while let Err(error) = join(&self.join).await {
             let kind = std::mem::discriminant(&error);
             if told.replace(kind) != Some(kind) {
                 tracing::warn!(error = &error as &dyn std::error::Error, "the node cannot join again yet");
             }
-            wait(&mut pause).await;
+            tokio::time::sleep(pauses.fail(None)).await;
         }
     }
 
@@ -101,13 +101,13 @@ impl Renewal {
             names: &[],
         };
         let issued = persist(&request).await;
-        let mut pause = PAUSES.0;
+        let mut pauses = Backoff::new(PAUSES);
         while let Err(error) = store.write(&store.client(), &issued.pem).and_then(|()| request.done()) {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "the new client certificate cannot be kept"
             );
-            wait(&mut pause).await;
+            tokio::time::sleep(pauses.fail(None)).await;
         }
         tracing::info!(
             until = crate::clock::show(issued.certificate.not_after),
@@ -116,16 +116,9 @@ impl Renewal {
     }
 }
 
-/// Between a half and the whole of a pause that doubles.
-async fn wait(pause: &mut Duration) {
-    let jitter = f64::from(random()[0]) / 510.0;
-    tokio::time::sleep(pause.mul_f64(0.5 + jitter)).await;
-    *pause = (*pause * 2).min(PAUSES.1);
-}
-
 /// Asks until there is a certificate; failures are told once, and once more when it works again by success.
 pub(crate) async fn persist(request: &Request<'_>) -> crate::csr::Issued {
-    let mut pause = PAUSES.0;
+    let mut pauses = Backoff::new(PAUSES);
     let mut told: Option<std::mem::Discriminant<CsrError>> = None;
     loop {
         match request.obtain().await {
@@ -139,7 +132,7 @@ pub(crate) async fn persist(request: &Request<'_>) -> crate::csr::Issued {
                         request.signer
                     );
                 }
-                wait(&mut pause).await;
+                tokio::time::sleep(pauses.fail(None)).await;
             }
         }
     }

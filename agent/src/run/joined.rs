@@ -16,6 +16,7 @@ use coracle_kubelet_core::api::{Node, ResourceList, Taint};
 use coracle_kubelet_core::clock::Clock;
 use coracle_kubelet_core::joined::{Joined, JoinedConfig};
 use coracle_kubelet_core::kubelet::Kubelet;
+use coracle_kubelet_core::node_ips::NodeIps;
 use coracle_kubelet_core::source::PodSet;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -42,15 +43,16 @@ impl Tie {
     /// first join.
     pub(super) async fn begin(
         settings: ClusterSettings,
-        node_ips: &[IpAddr],
+        node_ips: &NodeIps,
         static_pods: watch::Receiver<PodSet>,
     ) -> Result<Self> {
         let node_name = settings.node.node.name.clone();
-        let (addresses, follow) = watch::channel(subjects(&node_name, node_ips));
+        let (addresses, follow) = watch::channel(subjects(&node_name, &node_ips.now()));
         let identity = Identity::start(IdentityConfig {
             join: settings.join.clone(),
             serving: settings.serving.clone(),
             addresses: follow,
+            client_ca_file: settings.client_ca_file.clone(),
         })
         .await?;
         let (view, node) = watch::channel(None);
@@ -69,8 +71,10 @@ impl Tie {
     pub(super) async fn follow(&mut self, kubelet: &Kubelet, engine: &Engine) -> Result<()> {
         self.pods.follow(kubelet);
         use_kept_cidrs(&self.settings.kept_cidrs, engine).await;
-        let trust =
-            ServingTrust { certificates: self.identity.serving(), client_authorities: self.identity.ca() };
+        let trust = ServingTrust {
+            certificates: self.identity.serving(),
+            client_authorities: self.identity.client_authorities(),
+        };
         let cluster = self.identity.cluster();
         let api =
             node_api::start(&self.settings.node, cluster, trust, (kubelet, self.pods.idle()), engine).await?;

@@ -13,6 +13,7 @@ use coracle_kubelet_core::kubelet::{Kubelet, PodViews};
 use coracle_kubelet_core::node::{
     NodeAgent, NodeConfig, NodeRuntime, parse_labels, parse_reserved, parse_taints,
 };
+use coracle_kubelet_core::node_ips::NodeIps;
 use coracle_kubelet_core::pod_cgroup::CgroupPlace;
 use coracle_kubelet_core::server::{Server, ServerConfig, ServerParts};
 use rustls::server::ResolvesServerCert;
@@ -46,11 +47,11 @@ pub(super) struct NodeSettings {
 }
 
 impl NodeSettings {
-    pub(super) fn resolve(args: &RunArgs, node_name: &str) -> Result<Self> {
+    pub(super) fn resolve(args: &RunArgs, node_name: &str, node_ips: &NodeIps) -> Result<Self> {
         let flags = &args.node;
         let root_dir = std::path::absolute(&args.root_dir).context("--root-dir")?;
         let node = NodeConfig {
-            node_ips: args.node_ip.clone(),
+            node_ips: node_ips.clone(),
             labels: parse_labels(&flags.node_labels).context("--node-labels")?,
             taints: parse_taints(&flags.register_with_taints).context("--register-with-taints")?,
             provider_id: flags.provider_id.clone(),
@@ -98,7 +99,7 @@ fn configz(args: &RunArgs, flags: &NodeArgs) -> Value {
         "address": flags.address,
         "port": flags.port,
         "authentication": {
-            "x509": {},
+            "x509": { "clientCAFile": flags.client_ca_file },
             "webhook": { "enabled": flags.authentication_token_webhook, "cacheTTL": "2m0s" },
             "anonymous": { "enabled": false },
         },

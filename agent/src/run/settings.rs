@@ -1,6 +1,5 @@
 //! From the command line to what each crate is started with. Resolved once; nothing reads flags later.
 
-use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,6 +11,7 @@ use coracle_kubelet_core::gc::GcPolicy;
 use coracle_kubelet_core::image_pull::CredentialProviders;
 use coracle_kubelet_core::kubelet::{HousekeepingConfig, KubeletConfig};
 use coracle_kubelet_core::log_rotation::LogPolicy;
+use coracle_kubelet_core::node_ips::NodeIps;
 use coracle_kubelet_core::resources::PodResourcesConfig;
 
 use super::addresses;
@@ -27,8 +27,7 @@ pub(super) struct Settings {
     pub(super) images_dir: PathBuf,
     pub(super) manifests: Option<PathBuf>,
     pub(super) node_name: String,
-    /// Primary first.
-    pub(super) node_ips: Vec<IpAddr>,
+    pub(super) node_ips: NodeIps,
     pub(super) oci_runtime: Option<PathBuf>,
     pub(super) engine: EngineSettings,
     pub(super) kubelet: KubeletConfig,
@@ -40,6 +39,8 @@ pub(super) struct Settings {
 pub(super) struct ClusterSettings {
     pub(super) join: JoinConfig,
     pub(super) serving: Serving,
+    /// Who signs clients of the kubelet API, if not the cluster's own authorities.
+    pub(super) client_ca_file: Option<PathBuf>,
     pub(super) node: NodeSettings,
     /// Where the cluster's pods are kept over a reboot.
     pub(super) kept_pods: Option<PathBuf>,
@@ -51,7 +52,7 @@ impl Settings {
     pub(super) fn resolve(args: RunArgs) -> Result<Self> {
         let node_name = addresses::node_name(args.hostname_override.as_deref())?;
         let node_ips = addresses::node_ips(&args.node_ip)?;
-        let node = NodeSettings::resolve(&args, &node_name)?;
+        let node = NodeSettings::resolve(&args, &node_name, &node_ips)?;
         if args.image_gc_low_threshold > args.image_gc_high_threshold || args.image_gc_high_threshold > 100 {
             bail!(
                 "--image-gc-low-threshold must not be above --image-gc-high-threshold, and both at most 100"
@@ -68,6 +69,7 @@ impl Settings {
             Some(join) => Some(ClusterSettings {
                 join,
                 serving: args.join.serving(),
+                client_ca_file: args.node.client_ca_file.clone(),
                 node: node.clone(),
                 kept_pods: args.node.keep_pods.then(|| args.data_dir.join("agent/pods.json")),
                 kept_cidrs: args.data_dir.join("agent/pod-cidrs"),
@@ -105,12 +107,12 @@ fn engine(args: &RunArgs, is_joined: bool) -> Result<EngineSettings> {
 fn kubelet(
     args: &RunArgs,
     node_name: &str,
-    node_ips: &[IpAddr],
+    node_ips: &NodeIps,
     node: &NodeSettings,
 ) -> Result<KubeletConfig> {
     let mut resources = PodResourcesConfig::new(std::path::absolute(&args.root_dir).context("--root-dir")?);
     resources.log_root = std::path::absolute(&args.pod_logs_dir).context("--pod-logs-dir")?;
-    resources.node_ips = node_ips.to_vec();
+    resources.node_ips = node_ips.clone();
     let share = node.node.share_of_pods();
     resources.allocatable = share.allocatable;
     resources.enforced = Some(share.enforced);

@@ -29,7 +29,7 @@ fn config(
 ) -> (watch::Sender<Vec<SubjectName>>, IdentityConfig) {
     let (sender, addresses) = watch::channel(names(&["192.0.2.1", "edge-1"]));
     let join = JoinConfig { source, ..site.config() };
-    (sender, IdentityConfig { join, serving, addresses })
+    (sender, IdentityConfig { join, serving, addresses, client_ca_file: None })
 }
 
 async fn within<T>(what: impl Future<Output = T>) -> T {
@@ -68,6 +68,60 @@ async fn the_client_certificate_is_renewed_under_a_watch() {
         assert_eq!(Certificate::parse(&carried).unwrap().public_key, before.public_key);
     }
     assert!(!site.path("pki/kubelet-client.pending").exists());
+}
+
+#[tokio::test]
+async fn a_token_is_read_when_a_join_needs_it() {
+    let site = Site::new().await;
+    let path = site.path("token");
+    let token = TokenSource::File(path.clone());
+    let source = Source::Token { token, ca_hashes: vec![site.authority.pin()] };
+    let (_sender, start) = config(&site, source, Serving::SelfSigned);
+    let error = Identity::start(start.clone()).await.err().unwrap();
+    assert!(told(&error).contains("/token: No such file"), "{error:?}");
+    std::fs::write(&path, "abcdef").unwrap();
+    let error = Identity::start(start.clone()).await.err().unwrap();
+    assert!(matches!(error, JoinError::Token { .. }), "{error:?}");
+    std::fs::write(&path, format!("{TOKEN}\n")).unwrap();
+    Identity::start(start.clone()).await.unwrap();
+    std::fs::remove_file(&path).unwrap();
+    Identity::start(start).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_file_of_clients_authorities_is_followed() {
+    let site = Site::new().await;
+    let (path, own, other) = (site.path("clients.crt"), Authority::new(), Authority::new());
+    let (_sender, mut start) = config(&site, site.config().source, Serving::SelfSigned);
+    start.client_ca_file = Some(path.clone());
+    std::fs::write(&path, "nothing").unwrap();
+    let error = Identity::start(start.clone()).await.err().unwrap();
+    assert!(error.to_string().contains("clients.crt"), "{error}");
+    std::fs::write(&path, own.pem()).unwrap();
+    let identity = Identity::start(start).await.unwrap();
+    let mut authorities = identity.client_authorities();
+    assert_eq!(**authorities.borrow_and_update(), own.pem().into_bytes());
+    std::fs::write(&path, other.pem()).unwrap();
+    let changed = authorities.wait_for(|pem| **pem == other.pem().into_bytes());
+    within(changed).await.unwrap();
+}
+
+#[tokio::test]
+async fn servers_that_are_given_come_before_those_that_are_held() {
+    let site = Site::new().await;
+    join(&site.config()).await.unwrap();
+    let other = FakeApi::start_tls(site.authority.server()).await;
+    let gone: coracle_cluster::Server = "https://127.0.0.1:1".parse().unwrap();
+    for (given, answers) in [(other.server(), &other), (gone, &*site.api)] {
+        answers.put(PODS, pod("a"));
+        let (_sender, mut start) = config(&site, Source::Held, Serving::SelfSigned);
+        start.join.servers = vec![given.clone()];
+        let identity = Identity::start(start).await.unwrap();
+        assert_eq!(identity.access().borrow().servers, [given, site.api.server()]);
+        let before = answers.seen().len();
+        let _: Pod = within(identity.cluster().get(Some("web"), "a")).await.unwrap();
+        assert!(answers.seen().len() > before);
+    }
 }
 
 #[tokio::test]
@@ -155,7 +209,7 @@ async fn files_of_credentials_are_followed() {
     let identity = Identity::start(start).await.unwrap();
     let _ = identity.cluster().list::<Pod>(&Scope::all()).await.unwrap();
 
-    let mut authorities = identity.ca();
+    let mut authorities = identity.client_authorities();
     let both = format!("{}{}", site.authority.pem(), Authority::new().pem());
     std::fs::write(site.path("draft"), &both).unwrap();
     std::fs::rename(site.path("draft"), &ca).unwrap();

@@ -67,6 +67,26 @@ async fn a_bootstrap_kubeconfig_becomes_credentials() {
 }
 
 #[tokio::test]
+async fn who_trusts_anybody_to_join_trusts_anybody_afterwards() {
+    let site = Site::new().await;
+    let path = site.path("bootstrap.conf");
+    let text = format!(
+        "clusters: [{{name: c, cluster: {{server: '{}', insecure-skip-tls-verify: true}}}}]\n\
+         users: [{{name: u, user: {{token: {TOKEN}}}}}]\n\
+         contexts: [{{name: x, context: {{cluster: c, user: u}}}}]\ncurrent-context: x\n",
+        site.api.server()
+    );
+    std::fs::write(&path, text).unwrap();
+    let config =
+        JoinConfig { source: Source::BootstrapKubeconfig(path), servers: Vec::new(), ..site.config() };
+    join(&config).await.unwrap();
+    let written = std::fs::read_to_string(site.path("pki/kubeconfig")).unwrap();
+    assert!(written.contains("insecure-skip-tls-verify: true"), "{written}");
+    assert!(!site.path("pki/ca.crt").exists());
+    join(&JoinConfig { source: Source::Held, ..config }).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_restart_finds_the_request_it_made() {
     let site = Site::new().await;
     site.set_signer(Signer::Ignores);

@@ -20,7 +20,7 @@ async fn main() -> anyhow::Result<()> {
     join.servers = vec![server.parse()?];
     let (_names, addresses) = tokio::sync::watch::channel(vec![SubjectName::parse(name)]);
     let serving = Serving::SelfSigned; // There is no kubelet API to serve.
-    let identity = Identity::start(IdentityConfig { join, serving, addresses }).await?;
+    let identity = Identity::start(IdentityConfig { join, serving, addresses, client_ca_file: None }).await?;
 
     let mut config = NodeConfig::new(name);
     config.root_dir = folder.into();
