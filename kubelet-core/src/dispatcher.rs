@@ -109,6 +109,7 @@ impl Dispatcher {
         self.found = listing;
         let mut swept = self.adopt_and_sweep().await;
         let mut source_lives = true;
+        let mut ips = self.node.ips.follow();
         loop {
             self.reconcile();
             let restart = until(self.node.clone(), self.next_restart());
@@ -117,6 +118,8 @@ impl Dispatcher {
                 // A source that is gone wants no changes: its last word stands.
                 changed = self.pods.changed(), if source_lives => source_lives = changed.is_ok(),
                 () = all_seen(&mut self.sources_seen), if !swept => swept = self.adopt_and_sweep().await,
+                // Every pod's status names them.
+                Ok(()) = ips.changed() => self.entries.values().for_each(|entry| entry.bell.ring()),
                 Some(pulse) = pulses.recv() => self.pulse(pulse),
                 Some(exit) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.exited(exit),
                 command = self.commands.recv() => match command {

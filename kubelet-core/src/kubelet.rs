@@ -11,7 +11,6 @@ mod publisher;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,9 +26,10 @@ use crate::dispatcher::{self, Command, Dispatcher};
 use crate::events::EventRecorder;
 use crate::gc::GcTrigger;
 use crate::image_pull::{ImagePullConfig, ImagePuller};
+use crate::node_ips::NodeIps;
 use crate::objects::ObjectSource;
 use crate::pod::edges::{Images, Node, Resources};
-use crate::pod::status::{Eviction, NodeFacts};
+use crate::pod::status::Eviction;
 use crate::resources::{PodResources, PodResourcesConfig};
 use crate::source::PodSet;
 
@@ -40,8 +40,8 @@ pub use housekeeping::HousekeepingConfig;
 /// What a kubelet is like.
 #[derive(Clone, Debug)]
 pub struct KubeletConfig {
-    /// The node's addresses, primary first; pods on its network have them.
-    pub node_ips: Vec<IpAddr>,
+    /// The node's addresses; pods on its network have them.
+    pub node_ips: NodeIps,
     /// Folders, cgroups, volumes and DNS of pods.
     pub resources: PodResourcesConfig,
     /// How images are pulled.
@@ -228,10 +228,7 @@ impl Kubelet {
         let sources_seen = config.seen();
         let call = runtime.version(VersionRequest { version: "0.1.0".to_owned() });
         let version = crate::pod::rpc::bounded("Version", config.deadlines.query, call).await;
-        let facts = NodeFacts {
-            runtime_name: version.map_err(StartError::Runtime)?.runtime_name,
-            host_ips: config.node_ips.iter().map(IpAddr::to_string).collect(),
-        };
+        let runtime_name = version.map_err(StartError::Runtime)?.runtime_name;
         let probe_counts = ProbeCounts::default();
         let node = Arc::new(Node {
             runtime,
@@ -241,7 +238,8 @@ impl Kubelet {
             probe_counts: probe_counts.clone(),
             started: config.clock.now().boot,
             clock: config.clock,
-            facts,
+            runtime_name,
+            ips: config.node_ips,
             deadlines: config.deadlines,
             starts: Semaphore::new(config.max_parallel_starts.max(1)),
             networks: Semaphore::new(config.max_parallel_starts.max(1)),

@@ -40,6 +40,7 @@ mod kept;
 pub mod kubelet;
 pub mod log_rotation;
 pub mod node;
+pub mod node_ips;
 pub mod objects;
 mod pod;
 pub mod pod_cgroup;

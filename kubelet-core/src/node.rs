@@ -22,7 +22,6 @@ mod reporter;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +34,7 @@ use tokio::task::JoinSet;
 use crate::api::{Node, ResourceList, Taint};
 use crate::clock::Clock;
 use crate::events::EventRecorder;
+use crate::node_ips::NodeIps;
 use machine::MachineFacts;
 use pressure::{EvictionPolicy, Pressing};
 
@@ -63,8 +63,8 @@ pub struct NodeConfig {
     pub name: String,
     /// The host's name, or what was given for it (`--hostname-override`).
     pub hostname: String,
-    /// Addresses, primary first (`--node-ip`); that of the default route if empty, followed when it changes.
-    pub node_ips: Vec<IpAddr>,
+    /// Addresses (`--node-ip`).
+    pub node_ips: NodeIps,
     /// Labels of a new Node besides the usual ones (`--node-labels`).
     pub labels: BTreeMap<String, String>,
     /// Taints of a new Node (`--register-with-taints`).
@@ -104,7 +104,7 @@ impl NodeConfig {
         Self {
             hostname: name.clone(),
             name,
-            node_ips: Vec::new(),
+            node_ips: NodeIps::of_flag(&[]),
             labels: BTreeMap::new(),
             taints: Vec::new(),
             provider_id: String::new(),

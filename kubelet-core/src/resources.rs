@@ -65,11 +65,12 @@ impl PodResources {
     /// ```no_run
     /// use std::sync::Arc;
     /// use coracle_kubelet_core::{clock::Clock, events::EventRecorder, objects::ObjectSource};
+    /// use coracle_kubelet_core::node_ips::NodeIps;
     /// use coracle_kubelet_core::resources::{PodResources, PodResourcesConfig};
     ///
     /// # fn run(objects: Arc<dyn ObjectSource>) -> std::io::Result<()> {
     /// let mut config = PodResourcesConfig::new("/var/lib/kubelet");
-    /// config.node_ips = vec!["192.0.2.1".parse().expect("an address")];
+    /// config.node_ips = NodeIps::given(["192.0.2.1".parse().expect("an address")]);
     /// let resources = PodResources::new(config, objects, EventRecorder::new(Clock::system(), 100))?;
     /// assert!(resources.pods_on_disk()?.is_empty());
     /// # Ok(())
@@ -314,11 +315,12 @@ impl Inner {
                 Some(resolv::parse_resolv_conf(&text))
             }
         };
+        let node_ips = self.config.node_ips.for_pods();
         let node = NodeDns {
             host,
             cluster_dns: &self.config.cluster_dns,
             cluster_domain: &self.config.cluster_domain,
-            node_ips: &self.config.node_ips,
+            node_ips: &node_ips,
         };
         let (dns, warnings) = resolv::pod_dns(pod, &node);
         for warning in warnings {
@@ -347,15 +349,16 @@ impl Inner {
         NameError::check_pod(pod)?;
         let container = pod.container(name).ok_or_else(|| ConfigError::NoContainer(name.to_owned()))?;
         let pod_dir = self.pod_dir(&pod.metadata.uid);
-        let mut pod_ips = if pod.spec.host_network { self.config.node_ips.clone() } else { sandbox_ips };
-        config::prefer_family_of_node(&mut pod_ips, &self.config.node_ips);
+        let node_ips = self.config.node_ips.for_pods();
+        let mut pod_ips = if pod.spec.host_network { node_ips.to_vec() } else { sandbox_ips };
+        config::prefer_family_of_node(&mut pod_ips, &node_ips);
         let env = env::environment(
             pod,
             container,
             &EnvInputs {
                 objects: &self.objects(pod),
                 pod_ips: &pod_ips,
-                host_ips: &self.config.node_ips,
+                host_ips: &node_ips,
                 allocatable: &self.config.allocatable,
                 read_file_key: &|selector| volume::read_file_key(pod, &pod_dir, selector),
             },

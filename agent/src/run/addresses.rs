@@ -1,9 +1,10 @@
 //! Name, address and resolvers of this node, where no flag gives them.
 
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+use coracle_kubelet_core::node_ips::NodeIps;
 
 /// The host's name as a Kubernetes name: in lower case; an error if it is none.
 pub(crate) fn node_name(given: Option<&str>) -> Result<String> {
@@ -22,22 +23,13 @@ pub(crate) fn node_name(given: Option<&str>) -> Result<String> {
     Ok(name)
 }
 
-/// The addresses that were given, or the one that packets to elsewhere leave from; loopback on a node that has no
-/// network yet.
-pub(super) fn node_ips(given: &[IpAddr]) -> Result<Vec<IpAddr>> {
+/// The addresses that were given, or what the machine has.
+pub(super) fn node_ips(given: &[IpAddr]) -> Result<NodeIps> {
     match given {
-        [] => {}
-        [_] => return Ok(given.to_vec()),
-        [first, second] if first.is_ipv4() != second.is_ipv4() => return Ok(given.to_vec()),
+        [] | [_] => Ok(NodeIps::of_flag(given)),
+        [first, second] if first.is_ipv4() != second.is_ipv4() => Ok(NodeIps::of_flag(given)),
         _ => bail!("--node-ip must be one address, or two of which one is IPv4 and the other IPv6"),
     }
-    // Connecting a datagram socket asks the routing table and sends nothing. 192.0.2.1 is nobody's address.
-    let routed = || -> std::io::Result<IpAddr> {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
-        Ok(socket.local_addr()?.ip())
-    };
-    Ok(vec![routed().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))])
 }
 
 /// The resolver settings that pods can use: a stub on loopback answers nobody in a pod's network.
@@ -69,12 +61,11 @@ mod tests {
     fn addresses_are_one_or_one_of_each_family() {
         let ips = |text: &str| text.split(',').map(|ip| ip.parse().unwrap()).collect::<Vec<IpAddr>>();
         for good in ["192.0.2.1", "fd00::1", "192.0.2.1,fd00::1", "fd00::1,192.0.2.1"] {
-            assert_eq!(node_ips(&ips(good)).unwrap(), ips(good));
+            assert_eq!(*node_ips(&ips(good)).unwrap().now(), *ips(good));
         }
         for bad in ["192.0.2.1,192.0.2.2", "fd00::1,fd00::2", "192.0.2.1,fd00::1,fd00::2"] {
             assert!(node_ips(&ips(bad)).unwrap_err().to_string().contains("--node-ip"), "{bad}");
         }
-        assert_eq!(node_ips(&[]).unwrap().len(), 1);
     }
 
     #[test]

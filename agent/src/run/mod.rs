@@ -1,7 +1,7 @@
 //! `coracle run`: the agent. Puts the crates together, supervises, and leaves the pods running when it ends.
 //!
 //! Tasks, all owned by [`supervise`] and ended by its return: the source of manifests, the kubelet's own, the
-//! server of the socket, and the recorder of pods and events. One thread runs them; blocking calls go to a
+//! server of the socket, the recorder of pods and events, and what hears of changed addresses. One thread runs them; blocking calls go to a
 //! few others.
 
 mod addresses;
@@ -175,6 +175,8 @@ async fn supervise(settings: Settings) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
     let listener = serve::bind(&settings.state_dir)?;
+    let mut background = JoinSet::new();
+    background.spawn(settings.node_ips.clone().keep());
     let engine = tokio::select! {
         // Cancel-safe: a runtime that was waited for knows nothing of it.
         engine = Engine::start(settings.engine) => engine?,
@@ -242,7 +244,7 @@ async fn supervise(settings: Settings) -> Result<()> {
     life.node.events.node(&settings.node_name, EventType::Normal, "Starting", "Starting coracle.".to_owned());
     tracing::info!(
         node = %settings.node_name,
-        addresses = ?settings.node_ips,
+        addresses = ?settings.node_ips.now(),
         manifests = settings.manifests.as_ref().map(|path| path.display().to_string()),
         "node runs"
     );

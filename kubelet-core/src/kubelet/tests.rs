@@ -35,6 +35,7 @@ use crate::container_config::{
 };
 use crate::events::Event;
 use crate::image_pull::PullError;
+use crate::node_ips::NodeIps;
 use crate::pod::edges::StepError;
 use crate::pod::labels::{POD_NAME, POD_NAMESPACE, POD_UID};
 use crate::pod_cgroup::Extent;
@@ -222,6 +223,7 @@ struct Bench {
     fake: FakeRuntime,
     disk: Arc<Disk>,
     images: Arc<Pictures>,
+    ips: NodeIps,
     clock: Clock,
     wall: WallSetter,
     pods: watch::Sender<PodSet>,
@@ -249,9 +251,10 @@ impl Bench {
         pods: impl IntoIterator<Item = Pod>,
     ) -> Self {
         let (disk, images) = (Arc::new(Disk::default()), Arc::new(Pictures::default()));
+        let ips = NodeIps::given(["192.0.2.7".parse().unwrap()]);
         let (pods, receiver) = watch::channel(set(pods));
-        let kubelet = start(&fake, &clock, &disk, &images, receiver, PodViews::default()).await;
-        Self { fake, disk, images, clock, wall, pods, kubelet }
+        let kubelet = start(&fake, &clock, &disk, &images, &ips, receiver, PodViews::default()).await;
+        Self { fake, disk, images, ips, clock, wall, pods, kubelet }
     }
 
     /// Drops the kubelet without a word, as a kill does, and starts another.
@@ -261,10 +264,10 @@ impl Bench {
 
     /// The same, with what was written down of the pods.
     async fn restart_knowing(self, last: PodViews) -> Self {
-        let Self { fake, disk, images, clock, wall, pods, kubelet } = self;
+        let Self { fake, disk, images, ips, clock, wall, pods, kubelet } = self;
         drop(kubelet);
-        let kubelet = start(&fake, &clock, &disk, &images, pods.subscribe(), last).await;
-        Self { fake, disk, images, clock, wall, pods, kubelet }
+        let kubelet = start(&fake, &clock, &disk, &images, &ips, pods.subscribe(), last).await;
+        Self { fake, disk, images, ips, clock, wall, pods, kubelet }
     }
 
     fn desire(&self, pods: impl IntoIterator<Item = Pod>) {
@@ -347,6 +350,7 @@ async fn start(
     clock: &Clock,
     disk: &Arc<Disk>,
     images: &Arc<Pictures>,
+    ips: &NodeIps,
     pods: watch::Receiver<PodSet>,
     last: PodViews,
 ) -> Kubelet {
@@ -354,7 +358,7 @@ async fn start(
     config.clock = clock.clone();
     config.log_links = None;
     config.last_statuses = last.iter().map(|(uid, view)| (uid.clone(), view.status.clone())).collect();
-    config.node_ips = vec!["192.0.2.7".parse().unwrap()];
+    config.node_ips = ips.clone();
     let parts = Parts {
         events: EventRecorder::new(clock.clone(), 1000),
         resources: disk.clone(),

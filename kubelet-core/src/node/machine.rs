@@ -3,10 +3,12 @@
 //! An edge: reads `/proc`, `/sys` and a few files. [`MachineFacts`] are read once at the start, [`Readings`] every
 //! time the node's state is looked at; both are a handful of small reads. Nothing here keeps state.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::pressure::{Observation, Observations, Signal};
+use crate::node_ips::NodeIps;
 
 /// What does not change while the machine runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,7 +65,7 @@ pub(crate) struct Readings {
     /// For the signals of pressure.
     pub(crate) observations: Observations,
     /// Addresses, primary first; empty while the node has none.
-    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) addresses: Arc<[IpAddr]>,
     /// Bytes of the file system with the pods' folders.
     pub(crate) storage: Option<i64>,
 }
@@ -75,8 +77,8 @@ pub(crate) struct Places {
     pub(crate) root_dir: PathBuf,
     /// The images; that of the pods' folders if not known.
     pub(crate) image_dir: Option<PathBuf>,
-    /// Addresses that were given; else that of the default route.
-    pub(crate) node_ips: Vec<IpAddr>,
+    /// The node's addresses.
+    pub(crate) node_ips: NodeIps,
 }
 
 impl Readings {
@@ -105,7 +107,7 @@ impl Readings {
         observations.extend(process_ids().map(|ids| (Signal::PidAvailable, ids)));
         Self {
             observations,
-            addresses: addresses(&places.node_ips),
+            addresses: places.node_ips.look(),
             storage: nodefs.map(|(bytes, _)| bytes.capacity),
         }
     }
@@ -133,28 +135,6 @@ pub(crate) fn process_ids() -> Option<Observation> {
     let loadavg = text("/proc/loadavg");
     let running: i64 = loadavg.split_whitespace().nth(3)?.split_once('/')?.1.parse().ok()?;
     Some(Observation { available: capacity - running, capacity })
-}
-
-/// Given addresses as they are; otherwise the one that packets to elsewhere leave from.
-fn addresses(given: &[IpAddr]) -> Vec<IpAddr> {
-    match given {
-        [] => routed(false).or_else(|| routed(true)).into_iter().collect(),
-        [ip] if ip.is_unspecified() => routed(ip.is_ipv6()).into_iter().collect(),
-        given => given.to_vec(),
-    }
-}
-
-/// Connecting a datagram socket asks the routing table and sends nothing; the targets are nobody's addresses.
-fn routed(ipv6: bool) -> Option<IpAddr> {
-    let (own, target): (IpAddr, IpAddr) = if ipv6 {
-        (Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into())
-    } else {
-        (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into())
-    };
-    let socket = UdpSocket::bind((own, 0)).ok()?;
-    socket.connect((target, 9)).ok()?;
-    let address = socket.local_addr().ok()?.ip();
-    (!address.is_loopback() && !address.is_unspecified()).then_some(address)
 }
 
 fn text(path: &str) -> String {
@@ -249,10 +229,10 @@ mod tests {
         let places = Places {
             root_dir: "/nonexistent/coracle".into(),
             image_dir: None,
-            node_ips: vec![Ipv4Addr::new(192, 0, 2, 7).into()],
+            node_ips: NodeIps::given([IpAddr::from([192, 0, 2, 7])]),
         };
         let readings = Readings::read(&places);
-        assert_eq!(readings.addresses, [IpAddr::from([192, 0, 2, 7])]);
+        assert_eq!(*readings.addresses, [IpAddr::from([192, 0, 2, 7])]);
         let memory = readings.observations[&Signal::MemoryAvailable];
         assert!(memory.available > 0 && memory.available <= memory.capacity);
         assert_eq!(readings.storage, readings.observations.get(&Signal::NodefsAvailable).map(|o| o.capacity));

@@ -112,6 +112,7 @@ impl Reporter {
         let scope = Scope::all().named(&self.parts.config.name);
         let mut changes = pin!(self.parts.cluster.watch::<Node>(scope));
         let nudge = self.parts.nudge.clone();
+        let mut ips = self.places.node_ips.follow();
         let mut listed_any = false;
         let mut retry = RETRY_MIN;
         loop {
@@ -142,6 +143,8 @@ impl Reporter {
                         self.images_listed = None;
                         break;
                     }
+                    // Cancel-safe: a value not seen yet stays so. Given addresses never change.
+                    Ok(()) = ips.changed() => break,
                     // Cancel-safe: a timer.
                     () = &mut sleep => break,
                 }

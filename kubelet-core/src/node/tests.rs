@@ -40,7 +40,7 @@ impl World {
                 ..MachineFacts::default()
             },
             readings: Readings {
-                addresses: vec!["192.0.2.7".parse().unwrap()],
+                addresses: std::sync::Arc::new(["192.0.2.7".parse().unwrap()]),
                 storage: Some(40_901_312 << 10),
                 ..Readings::default()
             },
@@ -153,7 +153,8 @@ fn changes_are_sent_and_told() {
     node.metadata.labels.remove("kubernetes.io/os");
     node.metadata.labels.insert("mine".into(), "kept".into());
     world.pressures.disk = true;
-    world.readings.addresses = vec!["192.0.2.8".parse().unwrap(), "2001:db8::8".parse().unwrap()];
+    world.readings.addresses =
+        std::sync::Arc::new(["192.0.2.8".parse().unwrap(), "2001:db8::8".parse().unwrap()]);
     let update = world.update(&node, 200);
     assert!(update.is_change);
     assert_eq!(update.events, ["NodeHasDiskPressure"]);

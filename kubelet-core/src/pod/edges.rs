@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::container_config::ImageRef;
 use crate::events::EventRecorder;
 use crate::image_pull::PullError;
+use crate::node_ips::NodeIps;
 use crate::pod::rpc::Deadlines;
 use crate::pod::status::NodeFacts;
 use crate::pod_cgroup::Extent;
@@ -114,7 +115,9 @@ pub(crate) struct Node {
     pub(crate) events: EventRecorder,
     pub(crate) probe_counts: ProbeCounts,
     pub(crate) clock: Clock,
-    pub(crate) facts: NodeFacts,
+    /// As its Version says.
+    pub(crate) runtime_name: String,
+    pub(crate) ips: NodeIps,
     pub(crate) deadlines: Deadlines,
     /// How many sandboxes and containers are made at once: more only makes each of them later.
     pub(crate) starts: tokio::sync::Semaphore,
@@ -124,4 +127,12 @@ pub(crate) struct Node {
     pub(crate) log_links: Option<std::path::PathBuf>,
     /// When this agent started, since boot: probes of pods that ran before are spread out.
     pub(crate) started: std::time::Duration,
+}
+
+impl Node {
+    /// What statuses say of it now.
+    pub(crate) fn facts(&self) -> NodeFacts {
+        let host_ips = self.ips.for_pods().iter().map(IpAddr::to_string).collect();
+        NodeFacts { runtime_name: self.runtime_name.clone(), host_ips }
+    }
 }

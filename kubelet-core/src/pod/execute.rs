@@ -165,7 +165,7 @@ impl Execution {
                 Err(outcome) => return outcome,
             },
         };
-        let ips = if self.pod.spec.host_network { self.node.facts.host_ips.clone() } else { ips };
+        let ips = if self.pod.spec.host_network { self.node.facts().host_ips } else { ips };
         let starting = Starting {
             node: &self.node,
             pod: &self.pod,

@@ -301,7 +301,7 @@ impl Worker {
             sizes: &self.sizes,
             resizing: self.resizing.as_ref(),
             start_time: self.start.map_or_else(|| now.wall(), |start| start.1),
-            node: &self.node.facts,
+            node: &self.node.facts(),
             now,
         });
         self.tell_of_waiting(self.status.as_deref().or(self.last.as_deref()), &status);

@@ -9,6 +9,7 @@ use super::Allocatable;
 use crate::api::Quantity;
 use crate::container_config::HostFacts;
 use crate::node::EnforcedShare;
+use crate::node_ips::NodeIps;
 use crate::pod_cgroup::{CgroupDriver, PodCgroupConfig};
 use crate::sys;
 
@@ -19,8 +20,8 @@ pub struct PodResourcesConfig {
     pub root_dir: PathBuf,
     /// Pods' logs, `/var/log/pods` by default (`--pod-logs-dir`).
     pub log_root: PathBuf,
-    /// The node's addresses, primary first.
-    pub node_ips: Vec<IpAddr>,
+    /// The node's addresses.
+    pub node_ips: NodeIps,
     /// The cgroup under which `kubepods` lies (`--cgroup-root`).
     pub cgroup_root: String,
     /// How cgroups are named (`--cgroup-driver`).
@@ -58,7 +59,7 @@ impl PodResourcesConfig {
         Self {
             root_dir: root_dir.into(),
             log_root: PathBuf::from("/var/log/pods"),
-            node_ips: Vec::new(),
+            node_ips: NodeIps::given([]),
             cgroup_root: "/".to_owned(),
             cgroup_driver: CgroupDriver::default(),
             cluster_dns: Vec::new(),

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use super::*;
 use crate::api::{ConfigMap, Secret};
 use crate::clock::Clock;
+use crate::node_ips::NodeIps;
 use crate::sys;
 
 #[derive(Default)]
@@ -52,7 +53,7 @@ impl Fixture {
         config.log_root = dir.path().join("logs");
         config.resolv_conf = Some(dir.path().join("resolv.conf"));
         config.hosts_file = dir.path().join("hosts");
-        config.node_ips = vec!["192.0.2.1".parse().unwrap()];
+        config.node_ips = NodeIps::given(["192.0.2.1".parse().unwrap()]);
         config.cgroup_root = format!("/coracle-resources-{test}-{}", std::process::id());
         let (objects, events) = (Arc::new(Objects::default()), EventRecorder::new(Clock::system(), 50));
         let resources = PodResources::new(config, objects.clone(), events.clone()).unwrap();

@@ -36,12 +36,12 @@ async fn pods_that_nobody_wants_any_more_are_ended_as_they_asked() {
     bench.desire([web, pod("db")]);
     bench.until("web", is_running).await;
     bench.until("db", is_running).await;
-    let Bench { fake, disk, images, clock, wall, pods, kubelet } = bench;
+    let Bench { fake, disk, images, ips, clock, wall, pods, kubelet } = bench;
     drop(kubelet);
     pods.send_replace(set([pod("db")]));
     let begun = tokio::time::Instant::now();
-    let kubelet = start(&fake, &clock, &disk, &images, pods.subscribe(), PodViews::default()).await;
-    let bench = Bench { fake, disk, images, clock, wall, pods, kubelet };
+    let kubelet = start(&fake, &clock, &disk, &images, &ips, pods.subscribe(), PodViews::default()).await;
+    let bench = Bench { fake, disk, images, ips, clock, wall, pods, kubelet };
     bench.fake.wait_until(LONG, |fake| fake.sandboxes().len() == 1).await;
     assert_eq!(begun.elapsed().as_secs(), 20);
     assert_eq!(bench.fake.execs().len(), 1);
@@ -125,12 +125,12 @@ async fn a_reboot_starts_pods_afresh() {
     bench.desire([job, pod("web")]);
     bench.until("job", is_running).await;
     bench.until("web", is_running).await;
-    let Bench { fake, disk, images, clock, wall, pods, kubelet } = bench;
+    let Bench { fake, disk, images, ips, clock, wall, pods, kubelet } = bench;
     drop(kubelet);
     fake.kill_sandbox("job");
     fake.kill_sandbox("web");
-    let kubelet = start(&fake, &clock, &disk, &images, pods.subscribe(), PodViews::default()).await;
-    let bench = Bench { fake, disk, images, clock, wall, pods, kubelet };
+    let kubelet = start(&fake, &clock, &disk, &images, &ips, pods.subscribe(), PodViews::default()).await;
+    let bench = Bench { fake, disk, images, ips, clock, wall, pods, kubelet };
     for name in ["job", "web"] {
         let status = bench.until(name, is_running).await;
         assert_eq!(of(&status, "main").restart_count, 1);

@@ -51,7 +51,7 @@ impl Joint {
         let mut config = KubeletConfig::new(PodResourcesConfig::new("/nonexistent"));
         config.clock = clock.clone();
         config.log_links = None;
-        config.node_ips = vec!["192.0.2.7".parse().unwrap()];
+        config.node_ips = NodeIps::given(["192.0.2.7".parse().unwrap()]);
         config.sources_seen = Some(joined.sources_seen());
         let parts = Parts {
             events: EventRecorder::new(clock.clone(), 1000),

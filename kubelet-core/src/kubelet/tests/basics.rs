@@ -29,6 +29,20 @@ async fn a_pod_runs_and_is_removed_without_a_trace() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn statuses_follow_the_nodes_addresses() {
+    let mut host = pod("host");
+    host.spec.host_network = true;
+    let bench = Bench::with_pods([pod("web"), host]).await;
+    let before = bench.until("web", is_running).await;
+    assert_eq!(bench.until("host", is_running).await.pod_ip, "192.0.2.7");
+    bench.ips.set(["192.0.2.8".parse().unwrap(), "2001:db8::8".parse().unwrap()]);
+    let web = bench.until("web", |status| status.host_ip == "192.0.2.8").await;
+    assert_eq!(web.pod_ips, before.pod_ips);
+    let host = bench.until("host", |status| status.host_ip == "192.0.2.8").await;
+    assert_eq!((host.pod_ip.as_str(), host.pod_ips.len(), host.host_ips.len()), ("192.0.2.8", 2, 2));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_idle_pod_costs_nothing() {
     let bench = Bench::with_pods([pod("web")]).await;
     bench.until("web", is_running).await;

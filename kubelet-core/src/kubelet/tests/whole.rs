@@ -56,7 +56,7 @@ impl Whole {
         let mut resources = PodResourcesConfig::new(self.dir.path().join("root"));
         resources.log_root = self.dir.path().join("logs");
         resources.resolv_conf = Some(self.dir.path().join("resolv.conf"));
-        resources.node_ips = vec!["192.0.2.1".parse().unwrap()];
+        resources.node_ips = NodeIps::given(["192.0.2.1".parse().unwrap()]);
         resources.cgroup_root = self.cgroup_root.clone();
         let mut config = KubeletConfig::new(resources);
         config.log_links = Some(self.dir.path().join("links"));

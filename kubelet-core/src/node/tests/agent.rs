@@ -31,7 +31,7 @@ impl World {
 
     fn start(&self) -> NodeAgent {
         let mut config = NodeConfig::new(NAME);
-        config.node_ips = vec!["192.0.2.7".parse().unwrap()];
+        config.node_ips = NodeIps::given(["192.0.2.7".parse().unwrap()]);
         config.eviction.thresholds.clear();
         let runtime = Arc::new(self.runtime.clone());
         let runtime = NodeRuntime { runtime: runtime.clone(), images: runtime };
