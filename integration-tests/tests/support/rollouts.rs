@@ -131,6 +131,15 @@ impl Rollouts {
         }
     }
 
+    /// The API has to agree with what runs soon after a start. What a busy machine adds shows in few of several starts.
+    pub(crate) fn assert_prompt(mut agreements: Vec<Duration>) {
+        agreements.sort_unstable();
+        let (median, longest) = (agreements[agreements.len() / 2], agreements[agreements.len() - 1]);
+        println!("the API agreed within {median:?} of half of the starts, within {longest:?} of all");
+        assert!(median <= Duration::from_secs(5), "the API agrees late: {agreements:?}");
+        assert!(longest <= Duration::from_secs(30), "the API agreed very late once: {agreements:?}");
+    }
+
     /// No container that ran was started a second time. One that was made and not yet started is made anew, as a
     /// kubelet does it.
     pub(crate) fn assert_no_restarts(&self, name: &str, when: &str) {
