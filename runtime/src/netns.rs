@@ -84,8 +84,10 @@ pub(crate) struct Plan {
     pub(crate) user: Option<UserMapping>,
     /// A UTS namespace, and the host name in it.
     pub(crate) hostname: Option<String>,
-    /// Namespaced sysctls, by name with dots.
+    /// Namespaced sysctls that the pod asks for, by name with dots.
     pub(crate) sysctls: Vec<(String, String)>,
+    /// Those that a pod gets unless it asks for other values. A kernel that lacks one leaves it out.
+    pub(crate) default_sysctls: &'static [(&'static str, &'static str)],
 }
 
 /// Which ids of the host the ids of a user namespace are, from 0 on.
@@ -145,10 +147,7 @@ fn create_here(plan: &Plan, dir: &Path) -> Result<(), NamespaceError> {
     if plan.network {
         sys::loopback_up().map_err(|source| NamespaceError::Loopback { dir: dir.into(), source })?;
     }
-    for (name, value) in &plan.sysctls {
-        fs::write(sysctl_path(name), value)
-            .map_err(|source| NamespaceError::Sysctl { name: name.clone(), source })?;
-    }
+    set_sysctls(plan)?;
     fs::create_dir_all(dir).map_err(|source| NamespaceError::Pin { path: dir.into(), source })?;
     for kind in kinds {
         let path = dir.join(kind);
@@ -158,6 +157,22 @@ fn create_here(plan: &Plan, dir: &Path) -> Result<(), NamespaceError> {
         };
         let pinned = File::create(&path).and_then(|_| Ok(mount_bind(source, &path)?));
         pinned.map_err(|source| NamespaceError::Pin { path, source })?;
+    }
+    Ok(())
+}
+
+fn set_sysctls(plan: &Plan) -> Result<(), NamespaceError> {
+    for (name, value) in plan.default_sysctls {
+        match fs::write(sysctl_path(name), value) {
+            // A kernel before 4.11.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(name, %error, "a pod has the kernel's own value of a sysctl"),
+            Ok(()) => {}
+        }
+    }
+    for (name, value) in &plan.sysctls {
+        fs::write(sysctl_path(name), value)
+            .map_err(|source| NamespaceError::Sysctl { name: name.clone(), source })?;
     }
     Ok(())
 }
@@ -275,19 +290,27 @@ mod tests {
             ipc: true,
             user: None,
             hostname: Some("pod-a".into()),
-            sysctls: vec![("net.ipv4.ip_unprivileged_port_start".into(), "81".into())],
+            sysctls: vec![("net/ipv4/ip_unprivileged_port_start".into(), "81".into())],
+            default_sysctls: &[
+                ("net.ipv4.ip_unprivileged_port_start", "0"),
+                ("net.ipv4.ping_group_range", "0 2147483647"),
+                ("net.ipv4.no_kernel_has_this", "1"),
+            ],
         };
         let host = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap();
         create(plan, pins.clone()).await.unwrap();
-        let (port, links) = within_network(pins.join("net"), || {
+        let (port, groups, links) = within_network(pins.join("net"), || {
             (
                 fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap(),
+                fs::read_to_string("/proc/sys/net/ipv4/ping_group_range").unwrap(),
                 fs::read_to_string("/proc/thread-self/net/dev").unwrap(),
             )
         })
         .await
         .unwrap();
+        // What the pod asks for wins, whichever way it writes the name.
         assert_eq!(port.trim(), "81");
+        assert_eq!(groups.split_whitespace().collect::<Vec<_>>(), ["0", "2147483647"]);
         assert!(links.contains("lo:"));
         assert_eq!(fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap(), host);
         assert!(remove(&pins).is_empty());

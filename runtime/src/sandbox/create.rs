@@ -120,17 +120,57 @@ impl Engine {
     }
 }
 
+/// Ports below 1024 for every user of the pod, and ping for every group, as containerd gives them: both are the pod's
+/// own, so nothing of the node needs guarding. The groups come last, since a pod's own users do not have all of them.
+const DEFAULT_SYSCTLS: &[(&str, &str)] =
+    &[("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+
 fn namespace_plan(config: &v1::PodSandboxConfig) -> netns::Plan {
     let wanted = namespaces(config);
     let network = wanted.network() != v1::NamespaceMode::Node;
     let sysctls = config.linux.as_ref().map(|linux| linux.sysctls.clone()).unwrap_or_default();
+    // It was checked before.
+    let user = user_mapping(config).ok().flatten();
+    let default_sysctls = match (network, user) {
+        (false, _) => &[],
+        (true, None) => DEFAULT_SYSCTLS,
+        (true, Some(_)) => &DEFAULT_SYSCTLS[..1],
+    };
     netns::Plan {
         network,
         ipc: wanted.ipc() != v1::NamespaceMode::Node,
-        // It was checked before.
-        user: user_mapping(config).ok().flatten(),
+        user,
         // The host's network comes with the host's name, as in every CRI runtime.
         hostname: network.then(|| hostname(config)),
         sysctls: sysctls.into_iter().collect(),
+        default_sysctls,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(network: v1::NamespaceMode) -> Vec<&'static str> {
+        let options = v1::NamespaceOption { network: network.into(), ..v1::NamespaceOption::default() };
+        let security_context = v1::LinuxSandboxSecurityContext {
+            namespace_options: Some(options),
+            ..v1::LinuxSandboxSecurityContext::default()
+        };
+        let linux = v1::LinuxPodSandboxConfig {
+            security_context: Some(security_context),
+            ..v1::LinuxPodSandboxConfig::default()
+        };
+        let config = v1::PodSandboxConfig { linux: Some(linux), ..v1::PodSandboxConfig::default() };
+        namespace_plan(&config).default_sysctls.iter().map(|(name, _)| *name).collect()
+    }
+
+    #[test]
+    fn only_a_network_of_the_pods_own_is_opened_to_its_users() {
+        assert_eq!(
+            names(v1::NamespaceMode::Pod),
+            ["net.ipv4.ip_unprivileged_port_start", "net.ipv4.ping_group_range"]
+        );
+        assert!(names(v1::NamespaceMode::Node).is_empty());
     }
 }
