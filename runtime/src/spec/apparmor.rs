@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 
 use super::security::{APPARMOR_DEFAULTS, is_loaded};
 
-/// Rules that many profiles share; a host may lack the file.
-const BASE: &str = "/etc/apparmor.d/abstractions/base";
+/// Where files that profiles include lie; a host may lack any of them.
+const INCLUDES: &str = "/etc/apparmor.d";
 
 /// What the kernel has loaded.
 const PROFILES: &str = "/sys/kernel/security/apparmor/profiles";
@@ -33,7 +33,8 @@ pub fn load_default() -> Result<(), AppArmorError> {
     if !enabled.starts_with('Y') || APPARMOR_DEFAULTS.iter().any(|name| is_loaded(&loaded, name)) {
         return Ok(());
     }
-    let text = default_profile(Path::new(BASE).exists());
+    let own = std::fs::read_to_string("/proc/self/attr/current").unwrap_or_default();
+    let text = default_profile(|file| Path::new(INCLUDES).join(file).exists(), label(&own));
     // Replacing is what makes a second start harmless; the cache would be a write to flash.
     let mut parser = Command::new("apparmor_parser")
         .args(["--replace", "--skip-cache"])
@@ -52,30 +53,47 @@ pub fn load_default() -> Result<(), AppArmorError> {
     Err(AppArmorError::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }
 
+/// The name of a process's own profile, without its mode.
+fn label(current: &str) -> &str {
+    current.split_whitespace().next().unwrap_or("unconfined")
+}
+
 /// The profile: everything that the container's capabilities allow, but no writing to the kernel's knobs in /proc and
-/// /sys, no mounting, and signals and tracing only among containers and from the host.
-fn default_profile(has_base: bool) -> String {
+/// /sys, no mounting, and signals and tracing only among containers and from the host's side: what is unconfined, the
+/// agent, and the makers that some distributions confine.
+fn default_profile(has: impl Fn(&str) -> bool, own: &str) -> String {
     let name = APPARMOR_DEFAULTS[0];
-    let base = if has_base { "  #include <abstractions/base>\n" } else { "" };
+    // Without a version of the rules, those that a newer parser knows in addition would deny what is not named here.
+    let abi = if has("abi/3.0") { "abi <abi/3.0>,\n" } else { "" };
+    // The shared rules use variables of the shared settings, so these come with those or not at all.
+    let (settings, base) = if has("tunables/global") && has("abstractions/base") {
+        ("#include <tunables/global>\n", "  #include <abstractions/base>\n")
+    } else {
+        ("@{PROC}=/proc/\n", "")
+    };
     format!(
-        "profile {name} flags=(attach_disconnected,mediate_deleted) {{\n\
+        "{abi}{settings}\
+         profile {name} flags=(attach_disconnected,mediate_deleted) {{\n\
          {base}\
          \x20 network,\n\
          \x20 capability,\n\
          \x20 file,\n\
          \x20 umount,\n\
          \x20 signal (receive) peer=unconfined,\n\
+         \x20 signal (receive) peer=runc,\n\
+         \x20 signal (receive) peer=crun,\n\
+         \x20 signal (receive) peer={own},\n\
          \x20 signal (send,receive) peer={name},\n\
          \x20 ptrace (trace,read,tracedby,readby) peer={name},\n\
          \x20 deny mount,\n\
-         \x20 deny /proc/* w,\n\
-         \x20 deny /proc/{{[^1-9],[^1-9][^0-9],[^1-9s][^0-9y][^0-9s],[^1-9][^0-9][^0-9][^0-9/]*}}/** w,\n\
-         \x20 deny /proc/sys/[^k]** w,\n\
-         \x20 deny /proc/sys/kernel/{{?,??,[^s][^h][^m]**}} w,\n\
-         \x20 deny /proc/sysrq-trigger rwklx,\n\
-         \x20 deny /proc/mem rwklx,\n\
-         \x20 deny /proc/kmem rwklx,\n\
-         \x20 deny /proc/kcore rwklx,\n\
+         \x20 deny @{{PROC}}/* w,\n\
+         \x20 deny @{{PROC}}/{{[^1-9/],[^1-9/][^0-9/],[^1-9s/][^0-9y/][^0-9s/],[^1-9/][^0-9/][^0-9/][^0-9/]*}}/** w,\n\
+         \x20 deny @{{PROC}}/sys/[^k]** w,\n\
+         \x20 deny @{{PROC}}/sys/kernel/{{?,??,[^s][^h][^m]**}} w,\n\
+         \x20 deny @{{PROC}}/sysrq-trigger rwklx,\n\
+         \x20 deny @{{PROC}}/mem rwklx,\n\
+         \x20 deny @{{PROC}}/kmem rwklx,\n\
+         \x20 deny @{{PROC}}/kcore rwklx,\n\
          \x20 deny /sys/[^f]*/** wklx,\n\
          \x20 deny /sys/f[^s]*/** wklx,\n\
          \x20 deny /sys/fs/[^c]*/** wklx,\n\
@@ -93,13 +111,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_profile_is_whole_and_a_node_without_apparmor_is_left_alone() {
-        let text = default_profile(true);
-        assert!(text.starts_with("profile cri-coracle.apparmor.d flags=") && text.ends_with("}\n"), "{text}");
+    fn what_the_profile_uses_is_declared_whatever_files_the_host_has() {
+        let whole = default_profile(|_| true, "unconfined");
+        let settings = whole.find("#include <tunables/global>").unwrap();
         assert!(
-            text.contains("#include <abstractions/base>") && !default_profile(false).contains("#include")
+            whole.starts_with("abi <abi/3.0>,\n")
+                && settings < whole.find("profile cri-coracle.apparmor.d").unwrap()
         );
+        assert!(whole.contains("#include <abstractions/base>") && !whole.contains("@{PROC}="), "{whole}");
+        for lacking in ["tunables/global", "abstractions/base"] {
+            let text = default_profile(|file| file != lacking, "unconfined");
+            assert!(text.contains("@{PROC}=/proc/\n") && !text.contains("#include"), "{lacking}: {text}");
+        }
+        let text = default_profile(|_| false, "an-agents-own");
+        assert!(text.starts_with("@{PROC}=") && text.contains("peer=an-agents-own,"), "{text}");
+        assert!(text.ends_with("}\n") && text.contains("deny @{PROC}/{[^1-9/],"), "{text}");
         assert_eq!(text.matches('{').count(), text.matches('}').count());
+    }
+
+    #[test]
+    fn the_label_of_a_process_has_no_mode() {
+        assert_eq!(label("unconfined\n"), "unconfined");
+        assert_eq!(label("mine (enforce)\n"), "mine");
+        assert_eq!(label(""), "unconfined");
+    }
+
+    #[test]
+    fn a_node_without_apparmor_is_left_alone() {
         if !Path::new(PROFILES).exists() {
             load_default().unwrap();
         }

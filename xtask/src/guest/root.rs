@@ -11,6 +11,7 @@ const SUITE: &str = "bookworm";
 
 /// What the node and its tests use, besides a Debian that boots. runc is the maker where a test asks for it.
 const PACKAGES: &[&str] = &[
+    "apparmor",
     "busybox-static",
     "containernetworking-plugins",
     "dbus",
