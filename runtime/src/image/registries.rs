@@ -6,6 +6,14 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use serde::{Deserialize, Serialize};
 
+/// Docker Hub as images name it, and the host that serves it.
+const DOCKER_HUB: &str = "docker.io";
+const DOCKER_HUB_SERVER: &str = "registry-1.docker.io";
+
+/// What Docker Hub is called in settings: by images, by its server, and by Docker's own config.json. What is set for
+/// one holds for all.
+const DOCKER_HUB_NAMES: [&str; 3] = [DOCKER_HUB, DOCKER_HUB_SERVER, "index.docker.io"];
+
 /// The content of registries.yaml.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -164,7 +172,7 @@ impl Registries {
             let path = rewrite(&mirror.rewrite, repository)?;
             endpoints.extend(mirror.endpoint.iter().map(|e| self.endpoint(e, &path, registry)));
         }
-        let own = if registry == "docker.io" { "registry-1.docker.io" } else { registry };
+        let own = if registry == DOCKER_HUB { DOCKER_HUB_SERVER } else { registry };
         let own = self.endpoint(own, repository, "");
         if !endpoints.iter().any(|e| e.base == own.base && e.repository == own.repository) {
             endpoints.push(own);
@@ -195,19 +203,25 @@ impl Registries {
         }
     }
 
-    fn config(&self, host: &str) -> Option<&RegistryConfig> {
-        let docker = (host == "registry-1.docker.io").then(|| self.configs.get("docker.io")).flatten();
-        self.configs.get(host).or(docker).or_else(|| self.configs.get("*"))
+    /// A part of what is set for a host, by any of its names, or else for all hosts.
+    fn config<'a, T>(&'a self, host: &str, part: impl Fn(&'a RegistryConfig) -> Option<T>) -> Option<T> {
+        let others = if DOCKER_HUB_NAMES.contains(&host) { &DOCKER_HUB_NAMES[..] } else { &[] };
+        let names = [host].into_iter().chain(others.iter().copied());
+        let mut named = names.filter_map(|name| self.configs.get(name)).peekable();
+        if named.peek().is_none() {
+            return self.configs.get("*").and_then(part);
+        }
+        named.find_map(part)
     }
 
     /// TLS of a host.
     pub fn tls(&self, host: &str) -> Option<&Tls> {
-        self.config(host)?.tls.as_ref()
+        self.config(host, |config| config.tls.as_ref())
     }
 
     /// Credentials for a host.
     pub fn credentials(&self, host: &str) -> Option<Credentials> {
-        self.config(host)?.auth.as_ref()?.resolve()
+        self.config(host, |config| config.auth.as_ref()?.resolve())
     }
 
     /// Adds the credentials of Docker's config.json where none are given yet.
@@ -220,10 +234,7 @@ impl Registries {
         let config: DockerConfig = serde_json::from_slice(json)?;
         for (server, auth) in config.auths {
             let host = server.split_once("://").map_or(server.as_str(), |(_, rest)| rest);
-            let host = match host.split('/').next().unwrap_or(host) {
-                "index.docker.io" | "docker.io" => "registry-1.docker.io",
-                host => host,
-            };
+            let host = host.split('/').next().unwrap_or(host);
             self.configs.entry(host.to_owned()).or_default().auth.get_or_insert(auth);
         }
         Ok(())
@@ -289,9 +300,28 @@ mod tests {
             br#"{"auths":{"https://index.docker.io/v1/":{"auth":"dTpw"},"q.io":{"identitytoken":"t"}}}"#;
         registries.add_docker_config(docker).unwrap();
         let basic = Credentials::Basic { username: "u".into(), password: "p".into() };
-        assert_eq!(registries.credentials("registry-1.docker.io"), Some(basic));
+        for name in ["docker.io", "registry-1.docker.io", "index.docker.io"] {
+            assert_eq!(registries.credentials(name), Some(basic.clone()), "{name}");
+        }
         assert_eq!(registries.credentials("q.io"), Some(Credentials::Identity("t".into())));
         assert_eq!(registries.credentials("other.io"), None);
+    }
+
+    #[test]
+    fn what_is_set_for_one_name_of_docker_hub_holds_for_all() {
+        let mut registries: Registries = serde_json::from_str(
+            r#"{"configs":{"docker.io":{"tls":{"ca_file":"/ca"}},"*":{"auth":{"username":"all","password":"p"}}}}"#,
+        )
+        .unwrap();
+        registries
+            .add_docker_config(br#"{"auths":{"https://index.docker.io/v1/":{"auth":"dTpw"}}}"#)
+            .unwrap();
+        let basic = |name: &str| Credentials::Basic { username: name.into(), password: "p".into() };
+        for name in DOCKER_HUB_NAMES {
+            assert_eq!(registries.credentials(name), Some(basic("u")), "{name}");
+            assert_eq!(registries.tls(name).unwrap().ca_file, "/ca", "{name}");
+        }
+        assert_eq!(registries.credentials("q.io"), Some(basic("all")));
     }
 
     #[test]
