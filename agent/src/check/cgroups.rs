@@ -11,6 +11,10 @@ pub(super) struct Facts {
     pub mounts: String,
     /// `cgroup.controllers` of the root of the unified hierarchy, if it is mounted.
     pub unified: Option<String>,
+    /// Whether the machine has huge pages to give away.
+    pub huge_pages: bool,
+    /// Why the kernel takes no programs that decide about devices, if it takes none.
+    pub no_device_programs: Option<String>,
 }
 
 impl Facts {
@@ -22,7 +26,19 @@ impl Facts {
             let (path, kind) = (words.next()?, words.next()?);
             (kind == "cgroup2").then(|| read(&format!("{path}/cgroup.controllers")))
         });
-        Self { table: read("/proc/cgroups"), mounts, unified }
+        let pools = std::fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
+        let is_filled = |pool: std::fs::DirEntry| {
+            std::fs::read_to_string(pool.path().join("nr_hugepages")).is_ok_and(|count| count.trim() != "0")
+        };
+        Self {
+            table: read("/proc/cgroups"),
+            mounts,
+            unified,
+            huge_pages: pools.into_iter().any(is_filled),
+            no_device_programs: coracle_runtime::maker::kernel_filters_devices()
+                .err()
+                .map(|error| error.to_string()),
+        }
     }
 
     /// Mounted alone on version 1, or offered by the unified hierarchy.
@@ -35,6 +51,15 @@ impl Facts {
         let on_v2 =
             self.unified.as_ref().is_some_and(|list| list.split_whitespace().any(|name| name == controller));
         on_v1 || on_v2
+    }
+
+    /// Whether limits are written to version 2: with a controller on version 1, they are written there.
+    fn is_unified(&self) -> bool {
+        let is_v1 = |line: &str| {
+            let words: Vec<&str> = line.split(' ').collect();
+            words.get(2) == Some(&"cgroup") && words.get(3).is_some_and(|options| !options.contains("name="))
+        };
+        self.unified.is_some() && !self.mounts.lines().any(is_v1)
     }
 
     /// In the kernel, but turned off at boot.
@@ -55,11 +80,24 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         )];
     }
     let mut findings = Vec::new();
-    for (controller, follows) in [
+    let mut needed = vec![
         ("memory", "pods run without memory limits, and one pod can take all memory of the node"),
         ("cpu", "pods run without CPU limits and shares"),
         ("pids", "pods run without process limits, and a fork bomb harms the node"),
-    ] {
+    ];
+    if facts.huge_pages {
+        needed.push(("hugetlb", "one pod can take all huge pages of the node"));
+    }
+    if !facts.is_unified() {
+        needed.push(("devices", "containers can make and open every device of the node"));
+        needed.push(("freezer", "containers cannot be paused, and a fork bomb may outrun its end"));
+    } else if let Some(error) = &facts.no_device_programs {
+        findings.push(Finding::error(
+            format!("the kernel takes no device programs on cgroups ({error}), so no container can be made"),
+            "use a kernel built with CONFIG_CGROUP_BPF and CONFIG_BPF_SYSCALL",
+        ));
+    }
+    for (controller, follows) in needed {
         if facts.has(controller) {
             continue;
         }
@@ -72,9 +110,13 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
             (_, true) => {
                 format!("remove `cgroup_disable={controller}` from the kernel's command line and reboot")
             }
-            (_, false) if facts.table.lines().any(|line| line.starts_with(controller)) => format!(
-                "mount the controller, on version 1: mount -t cgroup -o {controller} cgroup /sys/fs/cgroup/{controller}"
-            ),
+            (_, false)
+                if facts.table.lines().any(|line| line.split_whitespace().next() == Some(controller)) =>
+            {
+                format!(
+                    "mount the controller, on version 1: mount -t cgroup -o {controller} cgroup /sys/fs/cgroup/{controller}"
+                )
+            }
             _ => format!("use a kernel built with {}", option(controller)),
         };
         findings.push(Finding::warning(
@@ -89,6 +131,9 @@ fn option(controller: &str) -> &'static str {
     match controller {
         "memory" => "CONFIG_MEMCG",
         "cpu" => "CONFIG_CGROUP_SCHED and CONFIG_CFS_BANDWIDTH",
+        "hugetlb" => "CONFIG_CGROUP_HUGETLB",
+        "devices" => "CONFIG_CGROUP_DEVICE",
+        "freezer" => "CONFIG_CGROUP_FREEZER",
         _ => "CONFIG_CGROUP_PIDS",
     }
 }
@@ -103,6 +148,7 @@ mod tests {
             table: "#subsys_name hierarchy num_cgroups enabled\ncpu 0 1 1\nmemory 0 1 0\npids 0 1 1\n".into(),
             mounts: "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n".into(),
             unified: Some("cpuset cpu io pids\n".into()),
+            ..Facts::default()
         };
         let findings = judge(&facts);
         assert_eq!(findings.len(), 1);
@@ -113,12 +159,47 @@ mod tests {
     fn controllers_may_sit_on_version_1() {
         let facts = Facts {
             table: String::new(),
-            mounts: ["cpu,cpuacct", "memory", "pids"]
+            mounts: ["cpu,cpuacct", "memory", "pids", "devices", "freezer"]
                 .map(|name| format!("cgroup /sys/fs/cgroup/{name} cgroup rw,relatime,{name} 0 0\n"))
                 .concat(),
-            unified: None,
+            ..Facts::default()
         };
         assert_eq!(judge(&facts), []);
+    }
+
+    #[test]
+    fn devices_are_kept_by_a_controller_or_by_programs() {
+        let table = "devices 0 1 1\n".to_owned();
+        let v1 = Facts {
+            table: table.clone(),
+            mounts: "cgroup /sys/fs/cgroup/all cgroup rw,memory,cpu,pids,freezer 0 0\n".into(),
+            ..Facts::default()
+        };
+        let told = judge(&v1);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].what.contains("devices") && told[0].cure.contains("mount -t cgroup -o devices"));
+        let v2 = Facts {
+            mounts: "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n".into(),
+            unified: Some("cpu memory pids\n".into()),
+            no_device_programs: Some("Invalid argument".into()),
+            ..Facts::default()
+        };
+        let told = judge(&v2);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert_eq!(told[0].severity, super::super::Severity::Error);
+        assert!(told[0].cure.contains("CONFIG_CGROUP_BPF"));
+    }
+
+    #[test]
+    fn huge_pages_need_their_controller_where_there_are_some() {
+        let facts = |huge_pages| Facts {
+            mounts: "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n".into(),
+            unified: Some("cpu memory pids\n".into()),
+            huge_pages,
+            ..Facts::default()
+        };
+        assert_eq!(judge(&facts(false)), []);
+        assert!(judge(&facts(true))[0].cure.contains("CONFIG_CGROUP_HUGETLB"));
     }
 
     #[test]

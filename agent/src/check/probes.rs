@@ -17,6 +17,7 @@ pub(super) fn run(plan: &Plan<'_>) -> Vec<Finding> {
     findings.extend(namespaces());
     findings.extend(overlay(plan.data_dir));
     findings.extend(seccomp());
+    findings.extend(apparmor());
     findings.extend(maker(plan.oci_runtime));
     findings.extend(links());
     findings.extend(plugins(plan.cni_bin_dirs));
@@ -127,6 +128,17 @@ fn seccomp() -> Option<Finding> {
     })
 }
 
+fn apparmor() -> Option<Finding> {
+    let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").unwrap_or_default();
+    (enabled.starts_with('Y') && find_program("apparmor_parser").is_none()).then(|| {
+        Finding::warning(
+            "AppArmor is enabled, but its parser is missing: containers run without the default profile, and pods that \
+             ask for it cannot start",
+            "apt-get install apparmor",
+        )
+    })
+}
+
 fn maker(oci_runtime: Option<&Path>) -> Option<Finding> {
     if let Some(path) = oci_runtime {
         return (!path.exists()).then(|| {
@@ -189,7 +201,39 @@ fn plugins(folders: &[PathBuf]) -> Vec<Finding> {
             "iptables is missing: pods on the bridge reach nothing beyond the node, and hostPort does nothing",
             "apt-get install iptables",
         ));
+    } else {
+        findings.extend(nat());
     }
+    findings
+}
+
+/// What the bridge plugin and portmap ask of the kernel: translated addresses of connections that it keeps track of.
+fn nat() -> Vec<Finding> {
+    let follows = "pods on the bridge reach nothing beyond the node, and hostPort does nothing";
+    let mut findings = Vec::new();
+    let tracks = || Path::new("/proc/sys/net/netfilter/nf_conntrack_max").exists();
+    if !tracks() {
+        let _ = std::process::Command::new("modprobe").arg("nf_conntrack").status();
+        if !tracks() {
+            findings.push(Finding::warning(
+                format!("the kernel keeps no track of connections: {follows}"),
+                "modprobe nf_conntrack, or use a kernel built with CONFIG_NF_CONNTRACK",
+            ));
+        }
+    }
+    let listed = std::process::Command::new("iptables").args(["-w", "5", "-t", "nat", "-S"]).output();
+    let refused = match listed {
+        Ok(output) if output.status.success() => None,
+        Ok(output) => Some(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+        Err(error) => Some(error.to_string()),
+    };
+    findings.extend(refused.map(|why| {
+        Finding::warning(
+            format!("iptables has no table nat ({why}): {follows}"),
+            "modprobe iptable_nat or nft_chain_nat, whichever `iptables --version` names, or use a kernel built with \
+             CONFIG_NF_NAT, and CONFIG_IP_NF_NAT or CONFIG_NFT_NAT and CONFIG_NFT_COMPAT",
+        )
+    }));
     findings
 }
 

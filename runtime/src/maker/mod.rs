@@ -32,7 +32,7 @@ use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-pub use support::{Missing, kernel_supports_own_maker};
+pub use support::{Missing, kernel_filters_devices, kernel_supports_own_maker};
 
 use args::{Command, Globals};
 

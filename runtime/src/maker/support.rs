@@ -1,5 +1,7 @@
 //! Whether this kernel can run our own maker, and what it offers. Asked once when the runtime starts.
 
+use std::io;
+
 use super::sys;
 
 /// System calls without which our maker cannot mount: libcontainer 0.7 uses nothing else (Linux 5.12).
@@ -84,6 +86,12 @@ pub(super) fn features() -> String {
         },
     });
     format!("{document:#}")
+}
+
+/// Whether the kernel takes programs that decide which devices a cgroup may use, as cgroup v2 needs them.
+pub fn kernel_filters_devices() -> io::Result<()> {
+    // r0 = 1; exit: everything is allowed.
+    sys::load_device_program(&[0x0000_0001_0000_00b7, 0x95]).map(drop)
 }
 
 #[cfg(test)]

@@ -281,13 +281,10 @@ pub(crate) fn set_limit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
         .map(drop)
 }
 
-/// A cgroup device program: loaded, and attached so that it is asked beside those of the ancestors.
-pub(crate) fn attach_device_program(cgroup: &OwnedFd, instructions: &[u64]) -> io::Result<()> {
+/// Loads a cgroup device program, which lives as long as its descriptor or what it is attached to.
+pub(crate) fn load_device_program(instructions: &[u64]) -> io::Result<OwnedFd> {
     const BPF_PROG_LOAD: libc::c_long = 5;
-    const BPF_PROG_ATTACH: libc::c_long = 8;
     const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
-    const BPF_CGROUP_DEVICE: u32 = 6;
-    const BPF_F_ALLOW_MULTI: u32 = 2;
 
     #[repr(C)]
     #[derive(Default)]
@@ -302,14 +299,6 @@ pub(crate) fn attach_device_program(cgroup: &OwnedFd, instructions: &[u64]) -> i
         kern_version: u32,
         prog_flags: u32,
     }
-    #[repr(C)]
-    #[derive(Default)]
-    struct Attach {
-        target_fd: u32,
-        attach_bpf_fd: u32,
-        attach_type: u32,
-        attach_flags: u32,
-    }
     let license = c"Apache-2.0";
     let load = Load {
         prog_type: BPF_PROG_TYPE_CGROUP_DEVICE,
@@ -323,7 +312,24 @@ pub(crate) fn attach_device_program(cgroup: &OwnedFd, instructions: &[u64]) -> i
         libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &load, std::mem::size_of::<Load>() as libc::c_long)
     })?;
     // SAFETY: bpf returned a new descriptor that nobody else owns.
-    let program = unsafe { OwnedFd::from_raw_fd(program as RawFd) };
+    Ok(unsafe { OwnedFd::from_raw_fd(program as RawFd) })
+}
+
+/// A cgroup device program: loaded, and attached so that it is asked beside those of the ancestors.
+pub(crate) fn attach_device_program(cgroup: &OwnedFd, instructions: &[u64]) -> io::Result<()> {
+    const BPF_PROG_ATTACH: libc::c_long = 8;
+    const BPF_CGROUP_DEVICE: u32 = 6;
+    const BPF_F_ALLOW_MULTI: u32 = 2;
+
+    #[repr(C)]
+    #[derive(Default)]
+    struct Attach {
+        target_fd: u32,
+        attach_bpf_fd: u32,
+        attach_type: u32,
+        attach_flags: u32,
+    }
+    let program = load_device_program(instructions)?;
     let attach = Attach {
         target_fd: cgroup.as_raw_fd() as u32,
         attach_bpf_fd: program.as_raw_fd() as u32,
