@@ -11,6 +11,7 @@ mod container;
 mod event;
 mod helper;
 pub mod image;
+mod log_losses;
 pub mod maker;
 pub mod memory;
 mod netns;
@@ -31,5 +32,6 @@ pub use config::{
     BridgeNetwork, CgroupDriver, CniConfig, Config, ForeignShim, Handler, HandlerError, HandlerKind, Maker,
 };
 pub use helper::run_helper;
+pub use log_losses::LogLoss;
 pub use record::RecordError;
 pub use service::{Recorded, Runtime, StartError, read_records};

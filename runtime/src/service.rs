@@ -27,6 +27,7 @@ use crate::config::{Config, HandlerKind, Layout, Maker};
 use crate::container::Container;
 use crate::event::Events;
 use crate::image::ImageStore;
+use crate::log_losses::LogLosses;
 use crate::record::RecordError;
 use crate::sandbox::Sandbox;
 use crate::service_error::ServiceError;
@@ -136,6 +137,7 @@ pub(crate) struct Engine {
     pub(crate) closing: CancellationToken,
     pub(crate) layer_usage: crate::stats::LayerUsage,
     pub(crate) streaming: Streaming,
+    pub(crate) log_losses: LogLosses,
     _lock: fs::File,
 }
 
@@ -189,6 +191,7 @@ impl Runtime {
             closing: CancellationToken::new(),
             layer_usage: Default::default(),
             streaming: Streaming::new(),
+            log_losses: LogLosses::new(),
             _lock: lock,
             config,
         });

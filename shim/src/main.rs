@@ -18,6 +18,7 @@ mod hold;
 mod job;
 mod keeper;
 mod lifecycle;
+mod log_watch;
 mod maker;
 mod pump;
 mod requests;

@@ -121,6 +121,7 @@ impl Shim {
             (TASK_SERVICE, "Connect") => return self.connect(reply, &decode(request)?),
             (TASK_SERVICE, "Shutdown") => return self.shutdown(reply, &decode(request)?),
             (SHIM_SERVICE, "Info") => return self.info(reply),
+            (SHIM_SERVICE, "WatchLogs") => return self.watch_logs(reply, decode(request)?),
             (SHIM_SERVICE, "KeepLog") => return self.keep_log(reply, decode(request)?),
             (SHIM_SERVICE, "ForgetLog") => return self.forget_log(reply, &decode(request)?),
             (EVENTS_SERVICE, "Forward") => {

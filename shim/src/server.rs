@@ -17,6 +17,7 @@ use crate::container::{Container, Phase};
 use crate::containerd::Caller;
 use crate::exit_record::{self, Exit};
 use crate::job::{Job, Step, Undoing};
+use crate::log_watch::LogWatcher;
 use crate::maker::Maker;
 use crate::stdio::{StdioError, Streams};
 use crate::sys::{self, EVENTS, Epoll, Interest};
@@ -56,6 +57,7 @@ pub(crate) struct Shim {
     pub(crate) early_exits: Vec<(i32, Exit)>,
     /// Output of deleted processes that a slow reader has yet to take, and until when it is kept.
     lingering: Vec<(u64, Streams)>,
+    pub(crate) log_watchers: Vec<LogWatcher>,
     connections: Vec<Connection>,
     listener: UnixListener,
     /// Off while descriptors are short, so that a waiting client does not keep the loop busy.
@@ -90,6 +92,7 @@ impl Shim {
             farewell: None,
             early_exits: Vec::new(),
             lingering: Vec::new(),
+            log_watchers: Vec::new(),
             connections: Vec::new(),
             listener,
             accepting: true,
@@ -108,6 +111,7 @@ impl Shim {
                 self.on_ready(*id);
             }
             self.on_deadlines();
+            self.tell_of_logs();
             self.drop_dead_connections();
         }
         std::fs::remove_file(&self.socket)
@@ -203,6 +207,7 @@ impl Shim {
         for process in self.containers.iter_mut().flat_map(Container::processes_mut) {
             process.waiters.retain(alive);
         }
+        self.log_watchers.retain(|watcher| alive(&watcher.reply));
         self.end_abandoned();
         self.accept_again();
     }

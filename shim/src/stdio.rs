@@ -372,6 +372,14 @@ impl Streams {
         }
     }
 
+    /// Whether the log refuses output now, or did when its last output came.
+    pub(crate) fn log_refuses(&self) -> bool {
+        match (&self.log, &self.ended_log) {
+            (Some(log), _) => log.refusal().is_some(),
+            (None, ended) => ended.as_ref().is_some_and(|summary| !summary.error.is_empty()),
+        }
+    }
+
     /// Opens the log anew after its file was renamed; `None` when there never was one.
     pub(crate) fn reopen_log(&mut self) -> Option<Result<(), StdioError>> {
         match &mut self.log {

@@ -81,7 +81,7 @@ impl Engine {
         Ok(ShimClient::connect(&socket).await?)
     }
 
-    /// Watches for the death of a sandbox's shim. The task ends with the connection or with the runtime.
+    /// Watches for the death of a sandbox's shim, and for what it tells of logs. The task ends with the connection or with the runtime.
     pub(crate) fn watch_shim(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
         let Ok(shims) = sandbox.shims() else { return };
         let (engine, sandbox) = (self.clone(), sandbox.clone());
@@ -92,10 +92,15 @@ impl Engine {
                     None => std::future::pending().await,
                 }
             };
-            // Both only wait.
+            let logs = async {
+                engine.clone().follow_logs(shims.own.clone(), sandbox.clone()).await;
+                std::future::pending::<()>().await
+            };
+            // All only wait.
             tokio::select! {
                 () = shims.own.closed() => {}
                 () = foreign => {}
+                () = logs => {}
             }
             // The cleanup is an act of its own: it must not stop halfway when the runtime closes.
             let (acting, dead) = (engine.clone(), sandbox.clone());

@@ -86,6 +86,8 @@ methods! {
     KeepLog in SHIM_SERVICE: shim::KeepLogRequest => Empty;
     /// Ends that.
     ForgetLog in SHIM_SERVICE: shim::ForgetLogRequest => Empty;
+    /// Answers when a log begins to refuse output, or takes it again.
+    WatchLogs in SHIM_SERVICE: shim::WatchLogsRequest => shim::WatchLogsResponse;
     /// What the shim is and what it holds.
     Info in SHIM_SERVICE: shim::InfoRequest => shim::InfoResponse;
 }

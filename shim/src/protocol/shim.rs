@@ -61,6 +61,41 @@ pub struct ForgetLogRequest {
     pub id: String,
 }
 
+/// Asks to be told when a container's log begins to refuse output, or takes it again.
+///
+/// The answer comes as soon as the containers whose log refuses output are others than these.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct WatchLogsRequest {
+    /// The containers of which that is known.
+    #[prost(string, repeated, tag = "1")]
+    pub refusing: Vec<String>,
+}
+
+/// What has changed, and what has not.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct WatchLogsResponse {
+    /// Every container whose log refuses output now.
+    #[prost(message, repeated, tag = "1")]
+    pub refusing: Vec<LogState>,
+    /// Those of the request whose log takes it again; one that was deleted is in neither list.
+    #[prost(message, repeated, tag = "2")]
+    pub resumed: Vec<LogState>,
+}
+
+/// How the log of a container fares.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct LogState {
+    /// The container.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// Bytes of output that it refused, since the container was created.
+    #[prost(uint64, tag = "2")]
+    pub bytes_dropped: u64,
+    /// Why it refuses output now; empty while it takes it.
+    #[prost(string, tag = "3")]
+    pub error: String,
+}
+
 /// Asks what the shim is and what it holds.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct InfoRequest {}

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use coracle_shim::protocol::{method, shim};
 
-use crate::harness::{Sandbox, eventually, log_lines};
+use crate::harness::{Client, Sandbox, eventually, log_lines};
 
 #[test]
 fn long_lines_and_ends_without_newline_are_parts() {
@@ -72,6 +72,7 @@ fn a_full_disk_drops_counts_tells_and_the_container_runs_on() {
     let log = disk.0.join("c.log");
     let ballast = disk.0.join("ballast");
     fs::write(&ballast, vec![0; 128 << 10]).unwrap();
+    let mut watcher = Client::connect(&sandbox.socket);
     let fifo_free = sandbox.path("go");
     let script = "seq 1 100000; echo done > /tmp/x; while [ ! -e /proc/1/root/tmp/x ]; do :; done; \
         trap 'echo after; exit 6' TERM; while :; do sleep 0.05; done";
@@ -79,6 +80,8 @@ fn a_full_disk_drops_counts_tells_and_the_container_runs_on() {
     let address = format!("cri://{}", log.display());
     sandbox.create_with("c", &bundle, |request| request.stdout = address.clone()).unwrap();
     sandbox.start("c");
+    let news = watcher.call::<method::WatchLogs>(&shim::WatchLogsRequest::default()).unwrap();
+    assert!(news.refusing[0].error.contains("No space left") && news.resumed.is_empty(), "{news:?}");
     let dropped = eventually("the log refuses", || {
         let info = sandbox.info().containers.remove(0);
         if !fs::read_to_string(&log).unwrap().ends_with('\n') {
@@ -96,6 +99,9 @@ fn a_full_disk_drops_counts_tells_and_the_container_runs_on() {
     drop(fifo_free);
     fs::remove_file(ballast).unwrap();
     sandbox.kill("c", "", libc::SIGTERM, false).unwrap();
+    let known = shim::WatchLogsRequest { refusing: vec!["c".into()] };
+    let news = watcher.call::<method::WatchLogs>(&known).unwrap();
+    assert!(news.refusing.is_empty() && news.resumed[0].bytes_dropped == dropped, "{news:?}");
     assert_eq!(sandbox.wait("c"), 6);
     let lines = log_lines(&log);
     let [.., note, after] = lines.as_slice() else { panic!("{lines:?}") };
