@@ -336,6 +336,9 @@ pub(crate) struct EventsArgs {
 pub(crate) struct ImagesArgs {
     #[command(flatten)]
     pub state: StateArgs,
+    /// Folder of the images, for the list when no agent runs
+    #[arg(long, global = true, value_name = "DIR", default_value = DATA_DIR)]
+    pub data_dir: PathBuf,
     #[command(subcommand)]
     pub command: ImagesCommand,
 }
@@ -376,8 +379,12 @@ pub(crate) enum ImagesCommand {
         #[arg(required = true)]
         images: Vec<String>,
     },
-    /// Remove every image that no container uses
-    Prune,
+    /// Remove every image that no container uses and that is not from the air-gap folder
+    Prune {
+        /// Those from the air-gap folder too
+        #[arg(long)]
+        all: bool,
+    },
 }
 
 #[derive(Args, Debug)]
@@ -386,7 +393,7 @@ pub(crate) struct CheckArgs {
     #[arg(long, value_name = "DIR", value_delimiter = ',', default_values = ["/opt/cni/bin", "/usr/lib/cni"])]
     pub cni_bin_dir: Vec<PathBuf>,
     /// Folder for images and container file systems
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/coracle")]
+    #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
     pub data_dir: PathBuf,
     /// OCI runtime that is to make containers
     #[arg(long, value_name = "PATH")]

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use coracle_kubelet_core::api::Pod;
 use coracle_kubelet_core::events::Event;
+use coracle_runtime::image::Image;
 use serde::{Deserialize, Serialize};
 
 /// Raised when a request or an answer changes its meaning.
@@ -41,7 +42,7 @@ pub(crate) enum Request {
     Load { path: PathBuf },
     Save { path: PathBuf, images: Vec<String> },
     Remove { image: String },
-    Prune,
+    Prune { all: bool },
     StopPods { timeout_seconds: u64 },
     Exec { uid: String, container: String, command: Vec<String>, streams: Streams },
     Attach { uid: String, container: String, streams: Streams },
@@ -90,6 +91,17 @@ pub(crate) struct ImageRecord {
     pub tags: Vec<String>,
     pub digests: Vec<String>,
     pub size_bytes: u64,
+}
+
+impl From<&Image> for ImageRecord {
+    fn from(image: &Image) -> Self {
+        Self {
+            id: image.id.clone(),
+            tags: image.repo_tags.clone(),
+            digests: image.repo_digests.clone(),
+            size_bytes: image.size_bytes,
+        }
+    }
 }
 
 /// How far a transfer is.

@@ -150,6 +150,20 @@ impl Node {
         Ok(())
     }
 
+    /// Ends the agent as a service is ended, and waits until it is gone; an error if it does not go by itself.
+    pub fn terminate_agent(&mut self) -> Result<()> {
+        rustix::process::kill_process(Pid::from_child(&self.agent), Signal::TERM)
+            .context("cannot signal the agent")?;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while self.agent.try_wait().context("cannot look at the agent")?.is_none() {
+            if Instant::now() > deadline {
+                bail!("the agent does not end\n{}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
     /// What the node's cgroup and network namespace are called.
     fn name(&self) -> String {
         self.state

@@ -35,6 +35,8 @@ pub(crate) enum Command {
     Drain { done: oneshot::Sender<()> },
     /// End one pod for the node's sake.
     Evict { uid: Arc<str>, eviction: Eviction, grace: Option<i64> },
+    /// Try again at once what failed.
+    Retry,
     /// End all pods, start none any more.
     StopPods { grace: Option<i64>, done: oneshot::Sender<()> },
 }
@@ -130,6 +132,7 @@ impl Dispatcher {
                     }
                     Some(Command::StopPods { grace, done }) => self.stop_pods(grace, done),
                     Some(Command::Evict { uid, eviction, grace }) => self.evict(&uid, eviction, grace),
+                    Some(Command::Retry) => self.entries.values().for_each(|entry| entry.bell.ring_for_retry()),
                     None => return self.drain().await,
                 },
                 () = restart => self.restart_failed(),
@@ -152,8 +155,8 @@ impl Dispatcher {
                         let _ = done.send(());
                         return None;
                     }
-                    // Nothing runs yet that could be ended.
-                    Some(Command::Evict { .. }) => {}
+                    // Nothing runs yet that could be ended or tried again.
+                    Some(Command::Evict { .. } | Command::Retry) => {}
                     None => return None,
                 },
             }

@@ -286,6 +286,13 @@ impl Kubelet {
         Evictor { commands, statuses, garbage: self.garbage.clone() }
     }
 
+    /// Has every pod try at once what failed and waits for its back-off: something came that it may have lacked, such
+    /// as an image.
+    pub async fn retry(&self) {
+        // A dispatcher that is gone has no pods.
+        let _ = self.commands.send(Command::Retry).await;
+    }
+
     /// Stops working and leaves the pods as they are; bounded by some seconds.
     pub async fn drain(self) {
         let (done, drained) = oneshot::channel();

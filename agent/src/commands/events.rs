@@ -16,10 +16,7 @@ pub(crate) fn run(args: &EventsArgs) -> Result<ExitCode> {
     let state_dir = &args.state.state_dir;
     let is_meant = |event: &Event| args.r#for.as_ref().is_none_or(|pod| concerns(event, pod));
     let Some(agent) = Agent::connect(state_dir)? else {
-        eprintln!(
-            "coracle: no agent runs with state folder {}; this is what its records say",
-            state_dir.display()
-        );
+        super::tell_records(state_dir);
         let events = events_file::read(state_dir)?;
         print_all(events.iter().filter(|event| is_meant(event)));
         return Ok(ExitCode::SUCCESS);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use coracle_runtime::image::ImageStore;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::args::{ImagesArgs, ImagesCommand, Output};
@@ -15,7 +16,7 @@ use crate::table;
 pub(crate) fn run(args: &ImagesArgs) -> Result<ExitCode> {
     let state_dir = &args.state.state_dir;
     match &args.command {
-        ImagesCommand::Ls { output } => list(state_dir, *output)?,
+        ImagesCommand::Ls { output } => list(args, *output)?,
         ImagesCommand::Pull { image, auth_file } => {
             let auth_file = auth_file.as_deref().map(absolute).transpose()?;
             transfer(state_dir, Request::Pull { image: image.clone(), auth_file })?;
@@ -25,7 +26,7 @@ pub(crate) fn run(args: &ImagesArgs) -> Result<ExitCode> {
             transfer(state_dir, Request::Save { path: absolute(output)?, images: images.clone() })?;
         }
         ImagesCommand::Rm { images } => return remove(state_dir, images),
-        ImagesCommand::Prune => transfer(state_dir, Request::Prune)?,
+        ImagesCommand::Prune { all } => transfer(state_dir, Request::Prune { all: *all })?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -35,14 +36,23 @@ fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).with_context(|| format!("cannot tell where {} is", path.display()))
 }
 
-fn list(state_dir: &Path, output: Output) -> Result<()> {
+fn list(args: &ImagesArgs, output: Output) -> Result<()> {
     let mut images: Vec<ImageRecord> = Vec::new();
-    Agent::require(state_dir)?.ask(Request::Images, |answer| {
-        if let Answer::Image(image) = answer {
-            images.push(*image);
+    match Agent::connect(&args.state.state_dir)? {
+        Some(agent) => agent.ask(Request::Images, |answer| {
+            if let Answer::Image(image) = answer {
+                images.push(*image);
+            }
+            Ok(())
+        })?,
+        None => {
+            super::tell_records(&args.state.state_dir);
+            images.extend(
+                ImageStore::peek(&args.data_dir.join("images"))?.iter().map(|image| (&**image).into()),
+            );
+            images.sort_by(|a, b| a.tags.cmp(&b.tags));
         }
-        Ok(())
-    })?;
+    }
     if output == Output::Json {
         println!("{}", serde_json::to_string_pretty(&images)?);
         return Ok(());

@@ -19,7 +19,8 @@ use crate::socket::PodRecord;
 const LOOK_AGAIN: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 
 pub(crate) fn run(args: &LogsArgs) -> Result<ExitCode> {
-    let records = super::pod_records(&args.state.state_dir)?;
+    let mut told = false;
+    let records = super::pod_records_again(&args.state.state_dir, &mut told)?;
     let record = super::find_pod(&records, &args.pod)?;
     let container = super::container_name(&record.pod, args.container.as_deref())?;
     let path = log_path(record, &container, args.previous)?;
@@ -30,11 +31,11 @@ pub(crate) fn run(args: &LogsArgs) -> Result<ExitCode> {
         log.print_rest()?;
         return Ok(ExitCode::SUCCESS);
     }
-    follow(args, &mut log, &container)
+    follow(args, &mut log, &container, told)
 }
 
 /// Prints what comes until the container has ended and its log is read.
-fn follow(args: &LogsArgs, log: &mut Log, container: &str) -> Result<ExitCode> {
+fn follow(args: &LogsArgs, log: &mut Log, container: &str, mut told: bool) -> Result<ExitCode> {
     let folder = log.reader.path().parent().context("a log lies in a folder")?.to_owned();
     let mut inotify = Inotify::init().context("cannot watch the log")?;
     let mask = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO;
@@ -56,7 +57,7 @@ fn follow(args: &LogsArgs, log: &mut Log, container: &str) -> Result<ExitCode> {
                 }
                 _ => {}
             }
-        } else if !still_running(args, container)? {
+        } else if !still_running(args, container, &mut told)? {
             log.print_rest()?;
             return Ok(ExitCode::SUCCESS);
         }
@@ -73,8 +74,8 @@ fn wait(inotify: &Inotify) -> Result<bool> {
     }
 }
 
-fn still_running(args: &LogsArgs, container: &str) -> Result<bool> {
-    let records = super::pod_records(&args.state.state_dir)?;
+fn still_running(args: &LogsArgs, container: &str, told: &mut bool) -> Result<bool> {
+    let records = super::pod_records_again(&args.state.state_dir, told)?;
     let Ok(record) = super::find_pod(&records, &args.pod) else { return Ok(false) };
     Ok(status_of(&record.pod, container).is_none_or(|status| status.state.terminated.is_none()))
 }

@@ -19,13 +19,25 @@ use coracle_kubelet_core::api::Pod;
 use crate::pod_files;
 use crate::socket::{Agent, Answer, PodRecord, Request};
 
-/// The pods of a running agent, or those of its records, with a word about it on standard error.
+/// The word on standard error when there is no agent to ask.
+fn tell_records(state_dir: &Path) {
+    eprintln!(
+        "coracle: no agent runs with state folder {}; this is what its records say",
+        state_dir.display()
+    );
+}
+
+/// The pods of a running agent, or those of its records, with a word about it.
 fn pod_records(state_dir: &Path) -> Result<Vec<PodRecord>> {
+    pod_records_again(state_dir, &mut false)
+}
+
+/// The same for who looks more than once: the word is said unless it was.
+fn pod_records_again(state_dir: &Path, told: &mut bool) -> Result<Vec<PodRecord>> {
     let Some(agent) = Agent::connect(state_dir)? else {
-        eprintln!(
-            "coracle: no agent runs with state folder {}; this is what its records say",
-            state_dir.display()
-        );
+        if !std::mem::replace(told, true) {
+            tell_records(state_dir);
+        }
         return pod_files::read(state_dir);
     };
     let mut records = Vec::new();

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::serve::Answers;
 use super::{Node, foreign_images};
-use crate::socket::{Answer, ImageRecord, Progress};
+use crate::socket::{Answer, Progress};
 
 /// Progress that a slow terminal has not taken yet; more is dropped, since only the latest matters.
 const PROGRESS_BUFFER: usize = 64;
@@ -24,7 +24,7 @@ pub(super) async fn list(node: &Node, answers: &mut Answers) -> Result<()> {
     let mut images = store.list();
     images.sort_by(|a, b| a.repo_tags.cmp(&b.repo_tags));
     for image in images {
-        answers.send(&Answer::Image(Box::new(record(&image)))).await?;
+        answers.send(&Answer::Image(Box::new((&*image).into()))).await?;
     }
     Ok(())
 }
@@ -32,15 +32,6 @@ pub(super) async fn list(node: &Node, answers: &mut Answers) -> Result<()> {
 /// The store of images, where it is ours.
 fn own(node: &Node) -> Result<Arc<ImageStore>> {
     node.engine.store().cloned().context(foreign_images::NO_CALL)
-}
-
-fn record(image: &Image) -> ImageRecord {
-    ImageRecord {
-        id: image.id.clone(),
-        tags: image.repo_tags.clone(),
-        digests: image.repo_digests.clone(),
-        size_bytes: image.size_bytes,
-    }
 }
 
 pub(super) async fn pull(
@@ -119,10 +110,10 @@ pub(super) async fn remove(node: &Node, image: &str, answers: &mut Answers) -> R
     answers.send(&Answer::Message(format!("removed {image}"))).await
 }
 
-pub(super) async fn prune(node: &Node, answers: &mut Answers) -> Result<()> {
+pub(super) async fn prune(node: &Node, all: bool, answers: &mut Answers) -> Result<()> {
     let store = own(node)?;
     let before = store.usage().await?.bytes;
-    let removed = store.prune(u64::MAX).await?;
+    let removed = if all { store.prune_all().await? } else { store.prune(u64::MAX).await? };
     for name in removed.iter().flat_map(|image| names(image)) {
         answers.send(&Answer::Message(format!("removed {name}"))).await?;
     }

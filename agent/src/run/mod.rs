@@ -1,8 +1,8 @@
 //! `coracle run`: the agent. Puts the crates together, supervises, and leaves the pods running when it ends.
 //!
 //! Tasks, all owned by [`supervise`] and ended by its return: the source of manifests, the kubelet's own, the
-//! server of the socket, the recorder of pods and events, and what hears of changed addresses. One thread runs them; blocking calls go to a
-//! few others.
+//! server of the socket, the recorder of pods and events, what hears of changed addresses, and the loading of image
+//! archives. One thread runs them; blocking calls go to a few others.
 
 mod addresses;
 mod airgap;
@@ -51,6 +51,8 @@ pub(crate) use self::addresses::node_name;
 pub(crate) const DRAIN_LIMIT: Duration = Duration::from_secs(20);
 /// How long the lock of an agent that is gone may outlast it.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+/// How long the pods wait for the image archives.
+const HEAD_START: Duration = Duration::from_secs(5);
 /// A join that takes longer does not keep the pods of the folder waiting.
 const JOIN_PATIENCE: Duration = Duration::from_secs(3);
 /// Blocking calls side by side; their threads end after some idle seconds.
@@ -183,8 +185,17 @@ async fn supervise(settings: Settings) -> Result<()> {
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
+    let mut loading = JoinSet::new();
+    let (came, archives) = watch::channel(0);
     if let Some(store) = engine.store() {
-        airgap::load(store, &settings.images_dir, &settings.data_dir).await;
+        loading.spawn(airgap::load(store.clone(), settings.images_dir, settings.data_dir, came));
+    }
+    tokio::select! {
+        // Cancel-safe: a task that is not waited for goes on. Most archives are in before a pod could miss its image.
+        _ = loading.join_next() => {}
+        () = tokio::time::sleep(HEAD_START) => tracing::info!("the pods run while image archives are loaded"),
+        _ = terminate.recv() => return leave(None, loading, engine).await,
+        _ = interrupt.recv() => return leave(None, loading, engine).await,
     }
     let source =
         folder(settings.manifests.clone(), settings.node_name.clone(), settings.cluster.is_none()).await?;
@@ -199,6 +210,7 @@ async fn supervise(settings: Settings) -> Result<()> {
         state_dir: settings.state_dir.clone(),
         log_root: config.resources.log_root.clone(),
         engine: engine.clone(),
+        archives,
     };
     let mut tie = match settings.cluster {
         None => None,
@@ -218,8 +230,8 @@ async fn supervise(settings: Settings) -> Result<()> {
                         alone = Some(scene.begin(config, folder_pods.clone(), objects).await?);
                         tracing::warn!("the node has not joined yet; the pods of its folder run meanwhile");
                     }
-                    _ = terminate.recv() => return leave(alone, engine).await,
-                    _ = interrupt.recv() => return leave(alone, engine).await,
+                    _ = terminate.recv() => return leave(alone, loading, engine).await,
+                    _ = interrupt.recv() => return leave(alone, loading, engine).await,
                 }
             };
             if let Some(alone) = alone {
@@ -258,7 +270,7 @@ async fn supervise(settings: Settings) -> Result<()> {
     notify::send("STOPPING=1");
     drop(source);
     drop(tie);
-    leave(Some(life), engine).await
+    leave(Some(life), loading, engine).await
 }
 
 /// What every life of the kubelet in this process has in common.
@@ -267,6 +279,8 @@ struct Scene {
     state_dir: PathBuf,
     log_root: PathBuf,
     engine: Engine,
+    /// How many image archives have come in.
+    archives: watch::Receiver<u64>,
 }
 
 impl Scene {
@@ -285,8 +299,16 @@ impl Scene {
         let mut tasks = JoinSet::new();
         tasks.spawn(serve::serve(self.listener.clone(), node.clone()));
         tasks.spawn(recorder::record(self.state_dir.clone(), node.clone()));
+        tasks.spawn(retry_with(self.archives.clone(), node.clone()));
         notify::send("READY=1");
         Ok(Life { node, tasks })
+    }
+}
+
+/// Has pods that wait for an image look again when an archive has come in.
+async fn retry_with(mut archives: watch::Receiver<u64>, node: Arc<Node>) {
+    while archives.changed().await.is_ok() {
+        node.kubelet.retry().await;
     }
 }
 
@@ -308,7 +330,9 @@ impl Life {
     }
 }
 
-async fn leave(life: Option<Life>, engine: Engine) -> Result<()> {
+async fn leave(life: Option<Life>, mut loading: JoinSet<()>, engine: Engine) -> Result<()> {
+    // First, since the store is closed when nothing is brought into it.
+    loading.shutdown().await;
     if let Some(life) = life {
         life.end().await;
     }

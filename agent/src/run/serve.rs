@@ -166,7 +166,7 @@ async fn answer_lines(request: Request, node: &Arc<Node>, answers: &mut Answers)
         Request::Load { path } => images::load(node, &path, answers).await,
         Request::Save { path, images } => images::save(node, &path, &images, answers).await,
         Request::Remove { image } => images::remove(node, &image, answers).await,
-        Request::Prune => images::prune(node, answers).await,
+        Request::Prune { all } => images::prune(node, all, answers).await,
     }
 }
 

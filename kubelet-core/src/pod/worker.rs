@@ -249,6 +249,9 @@ impl Worker {
         if self.bell.take_relist() {
             self.observer.relist();
         }
+        if self.bell.take_retry() {
+            self.held.clear();
+        }
         let looked = self.observer.look(&self.node).await;
         let observed = looked.inspect_err(|_| self.observer.relist())?;
         self.observed = observed;

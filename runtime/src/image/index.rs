@@ -165,9 +165,11 @@ impl Index {
         self.images.keys().cloned().collect()
     }
 
-    /// Images that may be removed to make room, the one unused for longest first.
-    pub(crate) fn unused(&self) -> Vec<Digest> {
-        let free = |entry: &&Entry| entry.holders.is_empty() && !entry.image.pinned;
+    /// Images that may be removed to make room, the one unused for longest first; pinned ones only if that is said.
+    pub(crate) fn unused(&self, with_pinned: bool) -> Vec<Digest> {
+        let free = |entry: &&Entry| {
+            entry.holders.is_empty() && (with_pinned || entry.removed || !entry.image.pinned)
+        };
         let mut unused: Vec<&Entry> = self.images.values().filter(free).collect();
         unused.sort_by_key(|entry| (!entry.removed, entry.used));
         unused.iter().map(|e| e.image.id.parse().expect("an image's ID is its digest")).collect()
@@ -254,9 +256,9 @@ mod tests {
         let mut index = index(&[a.clone(), b.clone(), c.clone()]);
         index.hold("pod", &a.id).unwrap();
         index.hold("other", &b.id).unwrap();
-        assert_eq!(index.unused(), std::slice::from_ref(&c.id));
+        assert_eq!(index.unused(false), std::slice::from_ref(&c.id));
         index.release("pod");
-        assert_eq!(index.unused(), [c.id, a.id]);
+        assert_eq!(index.unused(false), [c.id, a.id]);
     }
 
     #[test]

@@ -74,6 +74,23 @@ pub(crate) fn recover(layout: &Layout) -> io::Result<Vec<Record>> {
     Ok(whole)
 }
 
+/// The records of a store that another process may have open: reads and changes nothing else.
+pub(crate) fn peek(layout: &Layout) -> io::Result<Vec<Record>> {
+    let entries = match fs::read_dir(layout.records()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut records = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        // What is being written or removed meanwhile is no image, or none any more.
+        let record = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
+        records.extend(record.filter(|record| record.version == 1 && path == layout.record(&record.id)));
+    }
+    records.sort_by_key(|record| record.added_at);
+    Ok(records)
+}
+
 fn read_records(layout: &Layout) -> io::Result<Vec<Record>> {
     let mut records: Vec<Record> = Vec::new();
     for entry in fs::read_dir(layout.records())? {

@@ -153,6 +153,17 @@ impl ImageStore {
         }))
     }
 
+    /// The images of the store in a folder, as its records say. Takes no lock and changes nothing, for whoever looks
+    /// while no process has the store open; layers are not looked at.
+    pub fn peek(root: &Path) -> Result<Vec<Arc<Image>>, ImageError> {
+        let layout = Layout::new(root);
+        let mut index = Index::default();
+        for record in recovery::peek(&layout).map_err(at(layout.records()))? {
+            index.insert(&layout, record);
+        }
+        Ok(index.list())
+    }
+
     /// The image that a name, ID or digest means here; never one that is torn or removed.
     pub fn resolve(&self, name: &str) -> Option<Arc<Image>> {
         let index = guard(&self.index);
@@ -284,11 +295,34 @@ impl ImageStore {
         self.drop_image(id).await
     }
 
-    /// Removes images that nobody holds, oldest use first, until at least `bytes` are freed. Returns what was removed.
+    /// Says of an image whether garbage collection leaves it alone. Written only when it changes.
+    pub async fn pin(&self, id: &str, pinned: bool) -> Result<(), ImageError> {
+        let missing = || ImageError::NotFound { name: id.to_owned() };
+        let record = {
+            let index = guard(&self.index);
+            index.find(id).and_then(|id| index.record(&id)).ok_or_else(missing)?
+        };
+        if record.pinned == pinned {
+            return Ok(());
+        }
+        self.commit(vec![Record { pinned, ..record }]).await
+    }
+
+    /// Removes images that nobody holds and nobody pinned, oldest use first, until at least `bytes` are freed. Returns
+    /// what was removed.
     pub async fn prune(&self, bytes: u64) -> Result<Vec<Arc<Image>>, ImageError> {
+        self.prune_of(bytes, false).await
+    }
+
+    /// Removes every image that nobody holds, also the pinned ones.
+    pub async fn prune_all(&self) -> Result<Vec<Arc<Image>>, ImageError> {
+        self.prune_of(u64::MAX, true).await
+    }
+
+    async fn prune_of(&self, bytes: u64, with_pinned: bool) -> Result<Vec<Arc<Image>>, ImageError> {
         let mut removed = Vec::new();
         let mut freed = self.sweep_unnamed().await?;
-        let candidates = guard(&self.index).unused();
+        let candidates = guard(&self.index).unused(with_pinned);
         for id in candidates {
             if freed >= bytes {
                 break;

@@ -15,6 +15,7 @@ use crate::probe::prober::ProbeReport;
 pub(crate) struct Bell {
     notify: Notify,
     relist: AtomicBool,
+    retry: AtomicBool,
 }
 
 impl Bell {
@@ -29,6 +30,12 @@ impl Bell {
         self.notify.notify_one();
     }
 
+    /// What failed before may succeed now.
+    pub(crate) fn ring_for_retry(&self) {
+        self.retry.store(true, Ordering::Release);
+        self.notify.notify_one();
+    }
+
     /// Returns at the next ring, or at once after one that nobody waited for. Cancel-safe.
     pub(super) async fn rung(&self) {
         self.notify.notified().await;
@@ -36,6 +43,10 @@ impl Bell {
 
     pub(super) fn take_relist(&self) -> bool {
         self.relist.swap(false, Ordering::AcqRel)
+    }
+
+    pub(super) fn take_retry(&self) -> bool {
+        self.retry.swap(false, Ordering::AcqRel)
     }
 }
 
