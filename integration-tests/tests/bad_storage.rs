@@ -44,7 +44,11 @@ fn a_full_disk_holds_back_new_pods_until_there_is_room() {
     fixture.put("hog.yaml", &pod("hog", &["pour", "/data/file", "400"], volume));
     let free = |node: &Node| rustix::fs::statvfs(&node.disk).map(|disk| disk.f_bavail * disk.f_frsize);
     fixture.node.wait("the hog fills the disk", LIMIT, |node| Ok(free(node)? < 2 << 20)).unwrap();
-    fill(&fixture.node.disk.join("filler"));
+    fill(&fixture.node.disk.join("filler"), 4096);
+    // What is free in the last page of its log would last for a minute.
+    let links = std::fs::read_dir(fixture.node.disk.join("logs/containers")).unwrap();
+    let mut logs = links.map(|link| link.unwrap().path());
+    fill(&logs.find(|path| path.to_string_lossy().contains("steady")).unwrap(), 1);
     std::fs::rename(&draft, fixture.node.manifests.join("late.yaml")).unwrap();
     let is_told = |events: &str| {
         events.lines().any(|line| line.contains("late") && line.contains("No space left on device"))
@@ -54,17 +58,33 @@ fn a_full_disk_holds_back_new_pods_until_there_is_room() {
         .wait("an event tells of the full disk", LIMIT, |node| Ok(is_told(&node.ask(&["events"])?)))
         .unwrap();
     assert_eq!(process, fixture.node.processes_with("count"), "who runs runs on");
+    wait_event(&mut fixture, "steady", "Output of container \"main\" is lost");
     fixture.remove("hog.yaml");
     fixture.wait_pod("late", "it runs once there is room", is_running);
+    std::fs::remove_file(fixture.node.disk.join("filler")).unwrap();
+    wait_event(&mut fixture, "steady", "takes output again");
+    let told = fixture.node.log();
+    assert!(told.contains("the log of a container takes output again"), "{told}");
     assert_eq!(process, fixture.node.processes_with("count"));
     fixture.finish();
 }
 
-/// Takes what is left, to the last page.
-fn fill(path: &Path) {
+/// Waits for an event of a pod that says so, which comes once.
+fn wait_event(fixture: &mut Fixture, pod: &str, words: &str) {
+    let lines = |node: &Node| -> anyhow::Result<usize> {
+        let events = node.ask(&["events"])?;
+        Ok(events.lines().filter(|line| line.contains(pod) && line.contains(words)).count())
+    };
+    fixture.node.wait(words, LIMIT, |node| Ok(lines(node)? > 0)).unwrap();
+    assert_eq!(lines(&fixture.node).unwrap(), 1, "{}", fixture.node.ask(&["events"]).unwrap());
+}
+
+/// Adds such pieces to a file until nothing fits any more.
+fn fill(path: &Path, piece: usize) {
     use std::io::Write as _;
-    let mut file = std::fs::File::create(path).unwrap();
-    while file.write_all(&[1; 4096]).is_ok() {}
+    let mut file = std::fs::File::options().create(true).append(true).open(path).unwrap();
+    let piece = vec![b'\n'; piece];
+    while file.write_all(&piece).is_ok() {}
 }
 
 /// What the agent says when it cannot start with these flags.

@@ -12,6 +12,9 @@ use coracle_cri::{Code, ImageService, RuntimeService};
 use coracle_kubelet_core::pod_cgroup::CgroupDriver;
 use coracle_runtime::image::ImageStore;
 use coracle_runtime::{Config, Runtime};
+use tokio::sync::Mutex;
+
+use super::log_losses::Losses;
 
 /// Between looks at a runtime that is not there yet.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -61,6 +64,12 @@ impl Engine {
     /// The store of images, if it is ours.
     pub(super) fn store(&self) -> Option<&Arc<ImageStore>> {
         self.embedded.as_ref().map(|runtime| runtime.images())
+    }
+
+    /// News of output that logs refuse, if the runtime is ours; for the first who asks.
+    pub(super) fn take_log_losses(&self) -> Option<Losses> {
+        let losses = self.embedded.as_ref()?.take_log_losses()?;
+        Some(Arc::new(Mutex::new(losses)))
     }
 
     /// How another runtime makes cgroups, if it tells; ours makes them as it is told.

@@ -10,6 +10,7 @@ mod engine;
 mod foreign_images;
 mod images;
 mod joined;
+mod log_losses;
 mod node_api;
 mod recorder;
 mod serve;
@@ -43,6 +44,7 @@ use crate::{descriptors, logging, notify, pod_files};
 
 use self::engine::{Engine, EngineSettings};
 use self::joined::Tie;
+use self::log_losses::Losses;
 use self::settings::Settings;
 
 pub(crate) use self::addresses::node_name;
@@ -211,6 +213,7 @@ async fn supervise(settings: Settings) -> Result<()> {
         log_root: config.resources.log_root.clone(),
         engine: engine.clone(),
         archives,
+        losses: engine.take_log_losses(),
     };
     let mut tie = match settings.cluster {
         None => None,
@@ -281,6 +284,8 @@ struct Scene {
     engine: Engine,
     /// How many image archives have come in.
     archives: watch::Receiver<u64>,
+    /// Of our own runtime.
+    losses: Option<Losses>,
 }
 
 impl Scene {
@@ -300,6 +305,9 @@ impl Scene {
         tasks.spawn(serve::serve(self.listener.clone(), node.clone()));
         tasks.spawn(recorder::record(self.state_dir.clone(), node.clone()));
         tasks.spawn(retry_with(self.archives.clone(), node.clone()));
+        if let Some(losses) = &self.losses {
+            tasks.spawn(log_losses::tell(losses.clone(), node.clone()));
+        }
         notify::send("READY=1");
         Ok(Life { node, tasks })
     }
