@@ -10,6 +10,7 @@ mod exec;
 pub(crate) mod image_volumes;
 pub(crate) mod overlay;
 pub(crate) mod process;
+mod relabel;
 mod specification;
 pub(crate) mod start;
 mod stop;

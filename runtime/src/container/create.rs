@@ -15,6 +15,7 @@ use crate::sandbox::check::check_log_path;
 use crate::sandbox::{self, Sandbox};
 use crate::service::{Engine, new_id, wall_ns};
 use crate::service_error::{ServiceError, chain};
+use crate::spec;
 
 impl Engine {
     /// Creates a container in a ready sandbox and answers its id.
@@ -84,6 +85,7 @@ impl Engine {
             upper: layer.join("upper"),
             work: layer.join(overlay::WORK),
             target: self.layout.rootfs(id),
+            label: spec::file_label(&container.record().config, &self.host),
         };
         for dir in [&layer, &overlay.upper, &overlay.work, &overlay.target] {
             fs::create_dir(dir).map_err(ServiceError::file("create", dir))?;

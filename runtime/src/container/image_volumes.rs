@@ -39,7 +39,7 @@ impl Engine {
         id: &str,
         sandbox_id: &str,
         mounts: &mut [v1::Mount],
-        user: Option<UserMapping>,
+        (user, label): (Option<UserMapping>, Option<String>),
     ) -> Result<(), ServiceError> {
         for (number, mount) in mounts.iter_mut().enumerate() {
             let Some(image) = &mount.image else { continue };
@@ -55,7 +55,8 @@ impl Engine {
             if image.image.is_empty() {
                 return Err(failed("image not specified"));
             }
-            let target = self.mount_image(id, sandbox_id, number, &image.image, user).await?;
+            let target =
+                self.mount_image(id, sandbox_id, number, &image.image, (user, label.clone())).await?;
             mount.host_path = sub_folder(&target, &mount.image_sub_path)?.to_string_lossy().into_owned();
             // The files have the pod's owners already.
             mount.uid_mappings.clear();
@@ -70,7 +71,7 @@ impl Engine {
         sandbox_id: &str,
         number: usize,
         name: &str,
-        user: Option<UserMapping>,
+        (user, label): (Option<UserMapping>, Option<String>),
     ) -> Result<PathBuf, ServiceError> {
         let image = self.images.resolve(name);
         let image =
@@ -84,7 +85,7 @@ impl Engine {
         for dir in [&place, &upper, &work] {
             fs::create_dir_all(dir).map_err(ServiceError::file("create", dir))?;
         }
-        let overlay = Overlay { lower: image.lower_dirs.clone(), upper, work, target: place.clone() };
+        let overlay = Overlay { lower: image.lower_dirs.clone(), upper, work, target: place.clone(), label };
         let mounted = match user {
             None => overlay.mount(links).await,
             Some(mapping) => {

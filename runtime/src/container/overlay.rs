@@ -33,6 +33,8 @@ pub(crate) struct Overlay {
     pub(crate) upper: PathBuf,
     pub(crate) work: PathBuf,
     pub(crate) target: PathBuf,
+    /// The SELinux label that every file shows, where the container has one.
+    pub(crate) label: Option<String>,
 }
 
 impl Overlay {
@@ -129,6 +131,10 @@ impl Overlay {
         options.extend(escape(&self.upper));
         options.extend_from_slice(b",workdir=");
         options.extend(escape(&self.work));
+        if let Some(label) = &self.label {
+            // In quotes, because categories are separated as options are.
+            options.extend(format!(",context=\"{label}\"").into_bytes());
+        }
         options
     }
 }
@@ -254,6 +260,26 @@ mod tests {
     }
 
     #[test]
+    fn a_label_is_an_option_of_the_mount() {
+        let mut overlay = Overlay {
+            lower: vec!["/a".into()],
+            upper: "/u".into(),
+            work: "/w".into(),
+            target: "/t".into(),
+            label: None,
+        };
+        let options = |overlay: &Overlay| {
+            String::from_utf8(overlay.options(overlay.lower.iter().map(PathBuf::as_path))).unwrap()
+        };
+        assert_eq!(options(&overlay), "lowerdir=/a,upperdir=/u,workdir=/w");
+        overlay.label = Some("system_u:object_r:container_file_t:s0:c1,c2".into());
+        assert_eq!(
+            options(&overlay),
+            "lowerdir=/a,upperdir=/u,workdir=/w,context=\"system_u:object_r:container_file_t:s0:c1,c2\""
+        );
+    }
+
+    #[test]
     fn only_a_folder_bound_to_itself_is_taken_back() {
         let root = "1 0 254:0 / / rw - ext4 /dev/a rw\n2 1 0:5 / /run rw - tmpfs t rw\n";
         let is_ours =
@@ -279,7 +305,8 @@ mod tests {
         for name in ["upper", "work", "rootfs"] {
             fs::create_dir(path(name)).unwrap();
         }
-        let overlay = Overlay { lower, upper: path("upper"), work: path("work"), target: path("rootfs") };
+        let (upper, work, target) = (path("upper"), path("work"), path("rootfs"));
+        let overlay = Overlay { lower, upper, work, target, label: None };
         overlay.mount(path("links")).await.unwrap();
         assert!(is_mount_point(&path("rootfs")).unwrap());
         assert_eq!(fs::read_to_string(path("rootfs/same")).unwrap(), "0");

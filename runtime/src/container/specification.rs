@@ -8,7 +8,7 @@ use std::sync::Arc;
 use coracle_cri::v1;
 use oci_spec::runtime::Spec;
 
-use super::{Container, volumes};
+use super::{Container, relabel, volumes};
 use crate::image::Image;
 use crate::record::{ContainerPhase, write_by_rename};
 use crate::sandbox::{self, Sandbox};
@@ -52,9 +52,15 @@ impl Engine {
         let rootfs = self.layout.rootfs(&container.id);
         let paths: Vec<String> = image.config.volumes.keys().cloned().collect();
         let user = sandbox::user_mapping(&pod).map_err(|what| ServiceError::Invalid { what })?;
-        self.mount_images(&container.id, &sandbox.id, &mut config.mounts, user).await?;
+        let label = spec::file_label(&config, &self.host);
+        self.mount_images(&container.id, &sandbox.id, &mut config.mounts, (user, label.clone())).await?;
         let image_volumes = volumes::make(&rootfs, &self.layout.layer(&container.id), paths, user).await?;
         let mounts = mounts::merge(&config, &self.sandbox_files(sandbox, &pod), &image_volumes);
+        if let Some(label) = label {
+            let labelled = mounts.clone();
+            let done = tokio::task::spawn_blocking(move || relabel::mounts(&labelled, &label)).await;
+            done.map_err(|_| ServiceError::Panicked)?.map_err(refused)?;
+        }
         let observed = observe::observe(&config, &mounts).map_err(refused)?;
         let context =
             config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default();

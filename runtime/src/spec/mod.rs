@@ -36,6 +36,11 @@ use host::HostFacts;
 use observe::Observed;
 use user::ResolvedUser;
 
+/// The SELinux label of a container's files: `None` without SELinux, or without options of the pod.
+pub(crate) fn file_label(config: &v1::ContainerConfig, host: &HostFacts) -> Option<String> {
+    security::file_label(&security_context(config), host)
+}
+
 /// What an image says about how it runs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ImageDefaults<'a> {

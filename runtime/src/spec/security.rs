@@ -186,6 +186,11 @@ fn apparmor(
     }
 }
 
+/// The label of a container's files, if it has one.
+pub(super) fn file_label(sc: &v1::LinuxContainerSecurityContext, host: &HostFacts) -> Option<String> {
+    selinux(sc, host).1
+}
+
 /// Labels for processes and files, from the pod's options and the usual rest. Without SELinux in the kernel, or
 /// without options, there are none; a privileged process keeps the runtime's own.
 fn selinux(sc: &v1::LinuxContainerSecurityContext, host: &HostFacts) -> (Option<String>, Option<String>) {
