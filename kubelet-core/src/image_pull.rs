@@ -10,7 +10,9 @@ mod providers;
 mod words;
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -43,6 +45,9 @@ pub struct ImagePullConfig {
     pub call_timeout: Duration,
     /// Plugins that are asked for credentials.
     pub providers: CredentialProviders,
+    /// Where the node's own config.json of Docker may be; the first that is there holds for all pods, after their own
+    /// secrets.
+    pub docker_configs: Vec<PathBuf>,
 }
 
 impl Default for ImagePullConfig {
@@ -52,6 +57,7 @@ impl Default for ImagePullConfig {
             pull_timeout: Duration::from_secs(3600),
             call_timeout: Duration::from_secs(60),
             providers: CredentialProviders::default(),
+            docker_configs: Vec::new(),
         }
     }
 }
@@ -218,7 +224,9 @@ impl ImagePuller {
         self.plugins.add_to(&mut keyring, &wish.spec.image, repository, &self.clock).await;
         self.tell(wish, EventType::Normal, "Pulling", format!("Pulling image {:?}", wish.requested));
         let start = tokio::time::Instant::now();
-        let pull = self.join(wish, keyring.lookup(repository), sandbox);
+        let mut auths = keyring.lookup(repository);
+        auths.extend(self.node_keyring().await.lookup(repository));
+        let pull = self.join(wish, auths, sandbox);
         let outcome = pull.await;
         match &*outcome {
             Ok(pulled) => {
@@ -349,6 +357,25 @@ impl ImagePuller {
             self.events.pod(pod, None, EventType::Warning, "FailedToRetrieveImagePullSecret", text);
         }
         Ok(keyring)
+    }
+
+    /// The credentials of the node, as its file has them now.
+    async fn node_keyring(&self) -> Keyring {
+        for path in &self.config.docker_configs {
+            let mut keyring = Keyring::default();
+            let added = match tokio::fs::read(path).await {
+                Ok(json) => keyring.add_docker_config(&json).map_err(|error| error.to_string()),
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => Err(error.to_string()),
+            };
+            match added {
+                Ok(()) => return keyring,
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), error, "the node's credentials of registries are left out");
+                }
+            }
+        }
+        Keyring::default()
     }
 
     fn tell(&self, wish: &Wish<'_>, r#type: EventType, reason: &str, message: String) {

@@ -1,7 +1,7 @@
 //! From the command line to what each crate is started with. Resolved once; nothing reads flags later.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -128,6 +128,9 @@ fn kubelet(
     config.log_links = Some(std::path::absolute(&args.container_logs_dir).context("--container-logs-dir")?);
     let parallel = NonZeroUsize::new(args.max_parallel_image_pulls);
     config.image_pull.max_parallel = parallel.context("--max-parallel-image-pulls must be at least 1")?;
+    // As a kubelet: its root folder, its working folder (that of a service is /), and root's home.
+    let homes = [args.root_dir.as_path(), Path::new("/"), Path::new("/root/.docker"), Path::new("/.docker")];
+    config.image_pull.docker_configs = homes.map(|home| home.join("config.json")).to_vec();
     if let (Some(file), Some(folder)) =
         (&args.image_credential_provider_config, &args.image_credential_provider_bin_dir)
     {

@@ -60,6 +60,15 @@ impl Keyring {
             },
             _ => return Ok(()),
         };
+        self.add_entries(entries)
+    }
+
+    /// Adds what Docker's config.json holds.
+    pub(super) fn add_docker_config(&mut self, json: &[u8]) -> Result<(), CredentialError> {
+        self.add_entries(parse::<DockerConfigJson>("config.json", json)?.auths)
+    }
+
+    fn add_entries(&mut self, entries: BTreeMap<String, Entry>) -> Result<(), CredentialError> {
         for (registry, entry) in entries {
             let auth = credentials(&registry, entry)?;
             self.add(&registry, auth);

@@ -176,6 +176,27 @@ async fn failures_back_off_from_ten_seconds_to_five_minutes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_nodes_own_credentials_come_after_those_of_the_pod() {
+    let dir = tempfile::tempdir().unwrap();
+    let (missing, file) = (dir.path().join("missing.json"), dir.path().join("config.json"));
+    let docker_configs = vec![missing, file.clone(), dir.path().join("never-read.json")];
+    let fixture = Fixture::with(ImagePullConfig { docker_configs, ..ImagePullConfig::default() });
+    fixture.runtime.require_credentials("r.x/app", "node", "pass");
+    let entry =
+        |user: &str| format!(r#"{{"auths": {{"r.x": {{"username": "{user}", "password": "pass"}}}}}}"#);
+    assert_eq!(fixture.ensure("r.x/app", "Always").await.unwrap_err().reason, "ErrImagePull");
+    std::fs::write(&file, entry("node")).unwrap();
+    fixture.add_secret("one", "kubernetes.io/dockerconfigjson", ".dockerconfigjson", &entry("pod"));
+    let mut pod = pod("other", "r.x/app", "Always");
+    pod.spec.image_pull_secrets = vec![LocalObjectReference { name: "one".into() }];
+    let sandbox = PodSandboxConfig::default();
+    fixture.puller.ensure(&pod, &pod.spec.containers[0], &sandbox).await.unwrap();
+    let pulls = fixture.runtime.pulls();
+    let users: Vec<_> = pulls.iter().filter_map(|pull| Some(pull.auth.as_ref()?.username.clone())).collect();
+    assert_eq!(users, ["pod", "node"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn credentials_are_tried_in_turn() {
     let fixture = Fixture::new();
     fixture.runtime.require_credentials("r.x/app", "right", "pass");
