@@ -98,6 +98,10 @@ pub(crate) struct NodeArgs {
     #[arg(long, value_name = "RESOURCES", default_value = "")]
     pub system_reserved: String,
 
+    /// Kernel parameters that pods may set besides the safe ones: kernel.msg*,net.core.somaxconn
+    #[arg(long, value_name = "SYSCTL,…", value_delimiter = ',')]
+    pub allowed_unsafe_sysctls: Vec<String>,
+
     #[command(flatten)]
     pub eviction: EvictionArgs,
 

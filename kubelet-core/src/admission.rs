@@ -5,6 +5,7 @@
 //! `lifecycle/predicate.go` and of the scheduler's plugins that it calls (1.36).
 
 mod preemption;
+pub mod sysctls;
 
 use std::fmt;
 

@@ -269,7 +269,7 @@ fn sysctls(pod: &Pod) -> HashMap<String, String> {
 }
 
 /// `net/ipv4/conf/eth0.100/x` is `net.ipv4.conf.eth0/100.x`: the first separator decides which form it is.
-fn dotted(name: &str) -> String {
+pub(crate) fn dotted(name: &str) -> String {
     let first = name.find(['.', '/']);
     if first.is_none_or(|at| name.as_bytes()[at] == b'.') {
         return name.to_owned();

@@ -62,8 +62,9 @@ impl Tie {
             // Nothing of an earlier start stays that may no longer be kept.
             let _ = std::fs::remove_file(agent.join("pods.json"));
         }
-        let clock = Clock::system();
-        let pods = Joined::start(JoinedConfig { cluster, node_name, static_pods, node, clock, kept });
+        let (clock, sysctls) = (Clock::system(), settings.sysctls.clone());
+        let pods =
+            Joined::start(JoinedConfig { cluster, node_name, static_pods, node, clock, sysctls, kept });
         Ok(Self { settings, identity, pods, view, addresses, api: None, tasks: JoinSet::new() })
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use coracle_bootstrap::{JoinConfig, Serving};
+use coracle_kubelet_core::admission::sysctls::AllowedSysctls;
 use coracle_kubelet_core::api::Quantity;
 use coracle_kubelet_core::gc::GcPolicy;
 use coracle_kubelet_core::image_pull::CredentialProviders;
@@ -42,6 +43,7 @@ pub(super) struct ClusterSettings {
     /// Who signs clients of the kubelet API, if not the cluster's own authorities.
     pub(super) client_ca_file: Option<PathBuf>,
     pub(super) node: NodeSettings,
+    pub(super) sysctls: AllowedSysctls,
     /// Where the cluster's pods are kept over a reboot.
     pub(super) kept_pods: Option<PathBuf>,
     /// Where the addresses are kept that the cluster gave this node for its pods.
@@ -71,6 +73,7 @@ impl Settings {
                 serving: args.join.serving(),
                 client_ca_file: args.node.client_ca_file.clone(),
                 node: node.clone(),
+                sysctls: sysctls(&args.node.allowed_unsafe_sysctls)?,
                 kept_pods: args.node.keep_pods.then(|| args.data_dir.join("agent/pods.json")),
                 kept_cidrs: args.data_dir.join("agent/pod-cidrs"),
             }),
@@ -91,6 +94,11 @@ impl Settings {
             cluster,
         })
     }
+}
+
+fn sysctls(patterns: &[String]) -> Result<AllowedSysctls> {
+    let uname = rustix::system::uname();
+    AllowedSysctls::new(patterns, &uname.release().to_string_lossy()).context("--allowed-unsafe-sysctls")
 }
 
 fn engine(args: &RunArgs, is_joined: bool) -> Result<EngineSettings> {

@@ -12,7 +12,7 @@ use crate::qos::{QosClass, pod_requests, qos_class};
 use crate::source::{is_mirror, is_static};
 
 /// Priority from which on a pod is the system's (`system-cluster-critical`).
-const CRITICAL: i32 = 2_000_000_000;
+pub(crate) const CRITICAL: i32 = 2_000_000_000;
 /// Seconds that a pod has to end when a threshold is hard.
 const IMMEDIATE: i64 = 1;
 

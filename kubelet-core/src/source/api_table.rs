@@ -17,6 +17,7 @@ use coracle_cluster::Change;
 
 use super::PodSet;
 use super::api_pod::{ApiPod, BadPod, SEEN_ANNOTATION, SOURCE_ANNOTATION, is_mirror};
+use crate::admission::sysctls::AllowedSysctls;
 use crate::admission::{Rejection, Verdict, admit};
 use crate::allocation::{deferred, given_by_status, held, order};
 use crate::api::{Node, Pod, PodCondition};
@@ -76,9 +77,15 @@ pub(crate) struct Table {
     settled_statics: BTreeSet<Arc<str>>,
     /// How many resizes had to wait so far.
     deferrals: u64,
+    sysctls: AllowedSysctls,
 }
 
 impl Table {
+    /// Without pods, for a node that lets them set these.
+    pub(crate) fn new(sysctls: AllowedSysctls) -> Self {
+        Self { sysctls, ..Self::default() }
+    }
+
     /// Takes over one change of the watch; `seen` is the time of now for pods that are new.
     pub(crate) fn apply(&mut self, change: Change<ApiPod>, seen: &str) -> Vec<News> {
         match change {
@@ -259,6 +266,9 @@ impl Table {
             return Some(Part::Runs);
         }
         let node = node?;
+        if let Some(rejection) = self.sysctls.reject(&pod) {
+            return Some(Part::Idle(Some(rejection)));
+        }
         let others: Vec<&Pod> = self.active(statics).map(|(_, pod)| pod).collect();
         match admit(&pod, node, &others) {
             Verdict::Takes => Some(Part::Runs),

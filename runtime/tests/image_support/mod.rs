@@ -3,8 +3,9 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use coracle_runtime::image::{ImageStore, Options};
+use coracle_runtime::image::{ImageError, ImageStore, Options};
 use coracle_runtime::testing::{Member, Tarball};
 
 /// Options of a store below `dir` whose workers are the crate's helper executable.
@@ -14,9 +15,18 @@ pub(crate) fn options(dir: &Path) -> Options {
     options
 }
 
-/// A store below `dir`.
+/// A store below `dir`. One that was just closed is held a little longer where another test is starting a process at
+/// that moment, which has a copy of all that is open until it runs its program.
 pub(crate) fn open(dir: &Path) -> Arc<ImageStore> {
-    ImageStore::open(options(dir)).unwrap()
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match ImageStore::open(options(dir)) {
+            Err(ImageError::InUse { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            opened => return opened.unwrap(),
+        }
+    }
 }
 
 /// A layer with a bit of everything.

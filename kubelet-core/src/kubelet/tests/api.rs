@@ -6,6 +6,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::admission::sysctls::AllowedSysctls;
 use crate::joined::{Joined, JoinedConfig, watch_node};
 use crate::source::ApiPodForTests as Served;
 
@@ -46,6 +47,7 @@ impl Joint {
             static_pods: statics.subscribe(),
             node,
             clock: clock.clone(),
+            sysctls: AllowedSysctls::default(),
             kept: None,
         });
         let mut config = KubeletConfig::new(PodResourcesConfig::new("/nonexistent"));

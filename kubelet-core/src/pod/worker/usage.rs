@@ -10,7 +10,7 @@ use coracle_cri::v1::ContainerStatsRequest;
 
 use super::Worker;
 use crate::events::EventType;
-use crate::eviction::plan::is_critical;
+use crate::eviction::plan::CRITICAL;
 use crate::pod::observation::ContainerPhase;
 use crate::pod::rpc::bounded;
 use crate::pod::status::Eviction;
@@ -51,13 +51,14 @@ impl Worker {
         self.node.resources.over_limit(&self.pod, layers).await
     }
 
-    /// Whether the pod may hold only so much. A volume in memory is held by its file system, and no pod that the node
-    /// needs is evicted.
+    /// Whether the pod may hold only so much. A volume in memory is held by its file system. No pod that the cluster
+    /// needs is evicted; one of the folder is, unlike with a kubelet, since on a node alone nobody else would end it.
     pub(super) fn has_bounded_storage(&self) -> bool {
         let is_bounded = |source: &crate::api::EmptyDirVolumeSource| {
             source.medium.is_empty() && source.size_limit.as_ref().is_some_and(|limit| !limit.is_zero())
         };
         let mut volumes = self.pod.spec.volumes.iter().filter_map(|volume| volume.empty_dir.as_deref());
-        (volumes.any(is_bounded) || volume::is_limited(&self.pod)) && !is_critical(&self.pod)
+        (volumes.any(is_bounded) || volume::is_limited(&self.pod))
+            && self.pod.spec.priority.is_none_or(|priority| priority < CRITICAL)
     }
 }
