@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use coracle_bootstrap::{JoinConfig, Source, WallClock};
-use coracle_integration_tests::cluster::{Cluster, Kind, Options};
+use coracle_integration_tests::cluster::{self, Cluster, Kind, Options};
 use coracle_integration_tests::images::{self, EXAMPLE, Set};
 use coracle_integration_tests::node::pss_kib;
 use coracle_integration_tests::peers::Peers;
@@ -198,8 +198,7 @@ fn sleeper(name: &str, more: &Value) -> Value {
 }
 
 fn is_ready(pod: &Value) -> bool {
-    let ready = |c: &Value| c["type"] == "Ready" && c["status"] == "True";
-    pod["status"]["conditions"].as_array().is_some_and(|all| all.iter().any(ready))
+    cluster::is_true(pod, "Ready")
 }
 
 /// A ConfigMap of a megabyte that changes every second, which a pod has mounted.

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use coracle_integration_tests::Executables;
-use coracle_integration_tests::cluster::{Cluster, Kind, Options};
+use coracle_integration_tests::cluster::{self, Cluster, Kind, Options};
 use coracle_integration_tests::images::{self, EXAMPLE, Set};
 use coracle_integration_tests::peers::Peers;
 use serde_json::{Value, json};
@@ -35,8 +35,7 @@ fn waits_for(pod: &Value, reason: &str) -> bool {
 }
 
 fn is_ready(pod: &Value) -> bool {
-    let ready = |c: &Value| c["type"] == "Ready" && c["status"] == "True";
-    pod["status"]["conditions"].as_array().is_some_and(|all| all.iter().any(ready))
+    cluster::is_true(pod, "Ready")
 }
 
 /// Ended, and its sandbox is gone.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use coracle_integration_tests::Executables;
 use coracle_integration_tests::cluster::api::Api;
-use coracle_integration_tests::cluster::{Cluster, Kind, Options};
+use coracle_integration_tests::cluster::{self, Cluster, Kind, Options};
 use coracle_integration_tests::images::{self, EXAMPLE, Set};
 use coracle_integration_tests::peers::Peers;
 use serde_json::{Value, json};
@@ -45,7 +45,7 @@ fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
 }
 
 fn is_ready(object: &Value) -> bool {
-    condition(object, "Ready").is_some_and(|condition| condition["status"] == "True")
+    cluster::is_true(object, "Ready")
 }
 
 fn wait(cluster: &Cluster, what: &str, holds: impl Fn(&Api) -> anyhow::Result<bool>) {

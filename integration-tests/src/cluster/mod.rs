@@ -27,6 +27,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use crate::peers::Peers;
 use api::Api;
@@ -37,6 +38,12 @@ pub use network::Network;
 pub(crate) use node::conflist;
 pub use node::{Kind, Node};
 pub(crate) use reference::containerd_config;
+
+/// Whether an object says of itself that a condition is true, such as `Ready`.
+pub fn is_true(object: &Value, condition: &str) -> bool {
+    let holds = |it: &Value| it["type"] == condition && it["status"] == "True";
+    object["status"]["conditions"].as_array().is_some_and(|all| all.iter().any(holds))
+}
 
 /// What the API server's service is called in the control plane's machine.
 const API_SERVER: &str = "kube-apiserver";

@@ -146,12 +146,9 @@ pub(super) fn prepare(cluster: &Cluster, node: &Node, kind: &Kind) -> Result<()>
 
 /// Whether a Node object says Ready, and nothing keeps pods away from it.
 fn is_ready(node: &Value) -> bool {
-    let conditions = node["status"]["conditions"].as_array();
-    let ready = conditions.is_some_and(|all| {
-        all.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
-    });
     let taints = node["spec"]["taints"].as_array();
-    ready && !taints.is_some_and(|taints| taints.iter().any(|taint| taint["effect"] == "NoSchedule"))
+    super::is_true(node, "Ready")
+        && !taints.is_some_and(|taints| taints.iter().any(|taint| taint["effect"] == "NoSchedule"))
 }
 
 /// The pods' network on one node: a bridge, and routes on the way.

@@ -79,6 +79,18 @@ struct Allowed {
     namespace: Namespace,
 }
 
+impl Allowed {
+    fn of(pattern: &str) -> Result<Self, SysctlError> {
+        let name = dotted(pattern);
+        let (name, is_prefix) = match name.split_once('*') {
+            Some((prefix, _)) => (prefix.to_owned(), true),
+            None => (name, false),
+        };
+        let namespace = Namespace::of(&name).ok_or_else(|| SysctlError(pattern.to_owned()))?;
+        Ok(Self { name, is_prefix, namespace })
+    }
+}
+
 /// What pods of a node may set.
 #[derive(Clone, Debug)]
 pub struct AllowedSysctls(Vec<Allowed>);
@@ -89,17 +101,8 @@ impl AllowedSysctls {
     pub fn new(patterns: &[String], release: &str) -> Result<Self, SysctlError> {
         let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|text| text.parse().ok());
         let linux: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-        let safe = SAFE.iter().filter(|(_, since)| linux >= *since).map(|(name, _)| (*name).to_owned());
-        let of = |pattern: String| {
-            let name = dotted(&pattern);
-            let (name, is_prefix) = match name.split_once('*') {
-                Some((prefix, _)) => (prefix.to_owned(), true),
-                None => (name, false),
-            };
-            let namespace = Namespace::of(&name).ok_or(SysctlError(pattern))?;
-            Ok(Allowed { name, is_prefix, namespace })
-        };
-        safe.chain(patterns.iter().cloned()).map(of).collect::<Result<_, _>>().map(Self)
+        let safe = SAFE.iter().filter(|(_, since)| linux >= *since).map(|(name, _)| *name);
+        safe.chain(patterns.iter().map(String::as_str)).map(Allowed::of).collect::<Result<_, _>>().map(Self)
     }
 
     /// Why the node does not take the pod, if it sets what it may not.
@@ -125,11 +128,7 @@ impl AllowedSysctls {
 impl Default for AllowedSysctls {
     /// The safe ones of a Linux of today.
     fn default() -> Self {
-        let of = |(name, _): &(&str, _)| {
-            let namespace = Namespace::of(name)?;
-            Some(Allowed { name: (*name).to_owned(), is_prefix: false, namespace })
-        };
-        Self(SAFE.iter().filter_map(of).collect())
+        Self(SAFE.iter().filter_map(|(name, _)| Allowed::of(name).ok()).collect())
     }
 }
 

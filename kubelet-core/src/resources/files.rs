@@ -111,6 +111,7 @@ fn mount(host: &Path, inside: &str) -> Mount {
     Mount {
         host_path: host.to_string_lossy().into_owned(),
         container_path: inside.to_owned(),
+        selinux_relabel: true,
         ..Mount::default()
     }
 }

@@ -90,6 +90,8 @@ pub(super) fn volume_mounts(
             propagation: propagation(mount, container)?.into(),
             recursive_read_only: recursive_read_only(mount, supports_rro)
                 .map_err(MountError::RecursiveReadOnly)?,
+            // What the pod brought with it is its own; what the host has keeps its label.
+            selinux_relabel: volume.host_path.is_none(),
             ..Mount::default()
         });
     }

@@ -134,6 +134,8 @@ async fn a_pod_from_nothing_to_gone() {
     assert_eq!(mount(&config, "/m").propagation, 1);
     assert!(mount(&config, "/cm").readonly && mount(&config, "/h").readonly && !bound.readonly);
     assert_eq!(mount(&config, "/h").host_path, "/etc");
+    let gets_label = |inside| mount(&config, inside).selinux_relabel;
+    assert!(["/e", "/m", "/cm", "/etc/hosts"].into_iter().all(gets_label) && !gets_label("/h"));
     let hosts = std::fs::read_to_string(&mount(&config, "/etc/hosts").host_path).unwrap();
     assert!(hosts.contains("10.0.0.7\tweb\n") && hosts.ends_with("192.0.2.9\talias\n"), "{hosts}");
     let last_words = std::fs::metadata(&mount(&config, "/dev/termination-log").host_path).unwrap();

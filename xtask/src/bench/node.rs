@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use super::{Report, percentile};
-use coracle_integration_tests::cluster::{Cluster, Kind, Node, Options};
+use coracle_integration_tests::cluster::{self, Cluster, Kind, Node, Options};
 use coracle_integration_tests::images::{self, EXAMPLE, Set};
 use coracle_integration_tests::node::{cpu_ns, pss_kib, written_bytes};
 use coracle_integration_tests::peers::{CNI, CONTROL_PLANE, Peers, REFERENCE_NODE};
@@ -223,7 +223,7 @@ impl Bench {
             self.cluster.wait(
                 "the node is Ready again",
                 LIMIT,
-                |api| Ok(is_ready(&api.get(NODE)?)),
+                |api| Ok(cluster::is_true(&api.get(NODE)?, "Ready")),
                 || machine.last_words(service, 20),
             )?;
             samples.push(begun.elapsed().as_secs_f64());
@@ -256,11 +256,6 @@ impl Bench {
         self.add("start_ms_p99", "ms", 1, p99);
         Ok(())
     }
-}
-
-fn is_ready(node: &Value) -> bool {
-    let conditions = node["status"]["conditions"].as_array();
-    conditions.is_some_and(|all| all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"))
 }
 
 fn runs(pod: &Value) -> bool {
