@@ -10,10 +10,9 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use coracle_bootstrap::{JoinConfig, Source, WallClock};
-use coracle_integration_tests::cluster::{self, Cluster, Kind, Options};
-use coracle_integration_tests::images::{self, EXAMPLE, Set};
+use coracle_integration_tests::cluster::{self, Cluster};
+use coracle_integration_tests::images::EXAMPLE;
 use coracle_integration_tests::node::pss_kib;
-use coracle_integration_tests::peers::Peers;
 use coracle_integration_tests::{Executables, target_dir};
 use serde_json::{Value, json};
 
@@ -34,11 +33,7 @@ impl World {
     fn start(name: &str) -> Self {
         let folder = target_dir().join(format!("{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
-        let executables = Executables::of_this_build();
-        images::write(&Peers::new(), Set::Basic, Some(&executables.example)).unwrap();
-        let mut cluster = Cluster::start(&Options::of_test(name)).unwrap();
-        cluster.add_node("ours", &Kind::Coracle { executables, flags: Vec::new() }).unwrap();
-        Self { cluster, folder }
+        Self { cluster: Cluster::of_test(name, &[]).unwrap(), folder }
     }
 
     /// `coracle join` with these flags, which fails; what it printed.

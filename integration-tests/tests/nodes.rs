@@ -5,24 +5,14 @@
 
 use std::time::Duration;
 
-use coracle_integration_tests::Executables;
 use coracle_integration_tests::cluster::api::Api;
-use coracle_integration_tests::cluster::{self, Cluster, Kind, Options};
-use coracle_integration_tests::images::{self, EXAMPLE, Set};
-use coracle_integration_tests::peers::Peers;
+use coracle_integration_tests::cluster::{self, Cluster};
+use coracle_integration_tests::images::EXAMPLE;
 use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(180);
 const NODE: &str = "/api/v1/nodes/ours";
 const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/ours";
-
-fn start(name: &str) -> Cluster {
-    let executables = Executables::of_this_build();
-    images::write(&Peers::new(), Set::Basic, Some(&executables.example)).unwrap();
-    let mut cluster = Cluster::start(&Options::of_test(name)).unwrap();
-    cluster.add_node("ours", &Kind::Coracle { executables, flags: Vec::new() }).unwrap();
-    cluster
-}
 
 /// A pod of the host's network, bound to the node, with such a request for CPU.
 fn pod(name: &str, cpu: &str, more: &Value) -> Value {
@@ -55,7 +45,7 @@ fn wait(cluster: &Cluster, what: &str, holds: impl Fn(&Api) -> anyhow::Result<bo
 /// The pod that ends for a critical one is told as a kubelet tells it, and its neighbour that takes nothing stays.
 #[test]
 fn a_critical_pod_makes_room_for_itself() {
-    let cluster = start("preemption");
+    let cluster = Cluster::of_test("preemption", &[]).unwrap();
     let cores: u64 =
         cluster.api.get(NODE).unwrap()["status"]["capacity"]["cpu"].as_str().unwrap().parse().unwrap();
     let most = format!("{}m", cores * 1000 - 300);
@@ -84,7 +74,7 @@ fn a_critical_pod_makes_room_for_itself() {
 /// Somebody deletes the Node: the agent registers anew, pods run on, and what belongs to the Node belongs to the new one.
 #[test]
 fn a_deleted_node_comes_back_and_its_pods_run_on() {
-    let cluster = start("deleted-node");
+    let cluster = Cluster::of_test("deleted-node", &[]).unwrap();
     let mut fixed = pod("fixed", "1m", &json!({}));
     fixed["spec"].as_object_mut().unwrap().remove("nodeName");
     let folder = cluster.node("ours").unwrap().machine.folder.join("lib/node/manifests");

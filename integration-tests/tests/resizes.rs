@@ -5,10 +5,8 @@
 
 use std::time::Duration;
 
-use coracle_integration_tests::Executables;
-use coracle_integration_tests::cluster::{Cluster, Kind, Options};
-use coracle_integration_tests::images::{self, EXAMPLE, Set};
-use coracle_integration_tests::peers::Peers;
+use coracle_integration_tests::cluster::{Cluster, Kind};
+use coracle_integration_tests::images::EXAMPLE;
 use serde_json::{Value, json};
 
 const PODS: &str = "/api/v1/namespaces/default/pods";
@@ -103,10 +101,7 @@ fn kernel_limits(uid: &str) -> Vec<u64> {
 
 #[test]
 fn pods_are_resized_as_on_the_reference_node() {
-    let executables = Executables::of_this_build();
-    images::write(&Peers::new(), Set::Basic, Some(&executables.example)).unwrap();
-    let mut cluster = Cluster::start(&Options::of_test("resize")).unwrap();
-    cluster.add_node("ours", &Kind::Coracle { executables, flags: Vec::new() }).unwrap();
+    let mut cluster = Cluster::of_test("resize", &[]).unwrap();
     cluster.add_node("theirs", &Kind::Reference).unwrap();
     let last_words = || cluster.node("ours").unwrap().last_words();
     let get = |node: &str| cluster.api.get(&format!("{PODS}/sized-{node}")).unwrap();

@@ -48,7 +48,18 @@ pub(crate) fn with_cluster(filter: &[&str]) -> Result<()> {
     for names in [CONTROL_PLANE, REFERENCE_NODE, &["metrics-server"]] {
         peers::ensure(names)?;
     }
-    let names = ["cluster", "joined", "nodes", "resizes", "rollouts", "streams", "api_faults", "bad_cluster"];
+    let names = [
+        "cluster",
+        "reference",
+        "joined",
+        "evictions",
+        "nodes",
+        "resizes",
+        "rollouts",
+        "streams",
+        "api_faults",
+        "bad_cluster",
+    ];
     let mut command = integration(&names);
     // One after the other: each is a whole cluster.
     process::run(command.args(["--test-threads=1", "--nocapture"]).args(filter))

@@ -29,6 +29,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::Executables;
+use crate::images::{self, Set};
 use crate::peers::Peers;
 use api::Api;
 use control_plane::Files;
@@ -44,6 +46,9 @@ pub fn is_true(object: &Value, condition: &str) -> bool {
     let holds = |it: &Value| it["type"] == condition && it["status"] == "True";
     object["status"]["conditions"].as_array().is_some_and(|all| all.iter().any(holds))
 }
+
+/// What the node of [`Cluster::of_test`] is called.
+pub const OURS: &str = "ours";
 
 /// What the API server's service is called in the control plane's machine.
 const API_SERVER: &str = "kube-apiserver";
@@ -107,6 +112,17 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// A cluster of a test with one node of this build, [`OURS`], which has these flags beside the harness's own; pods
+    /// can run the basic images.
+    pub fn of_test(name: &str, flags: &[&str]) -> Result<Self> {
+        let executables = Executables::of_this_build();
+        images::write(&Peers::new(), Set::Basic, Some(&executables.example))?;
+        let mut cluster = Self::start(&Options::of_test(name))?;
+        let flags = flags.iter().copied().map(str::to_owned).collect();
+        cluster.add_node(OURS, &Kind::Coracle { executables, flags })?;
+        Ok(cluster)
+    }
+
     /// Starts one and waits until nodes can join. The peers' control plane must have been built.
     pub fn start(options: &Options) -> Result<Self> {
         record::sweep();

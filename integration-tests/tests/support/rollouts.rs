@@ -5,16 +5,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use coracle_integration_tests::Executables;
-use coracle_integration_tests::cluster::{Cluster, Kind, Options};
-use coracle_integration_tests::images::{self, EXAMPLE, Set};
-use coracle_integration_tests::peers::Peers;
+use coracle_integration_tests::cluster::Cluster;
+pub(crate) use coracle_integration_tests::cluster::OURS as NODE;
+use coracle_integration_tests::images::EXAMPLE;
 use coracle_integration_tests::victims::command_line;
 use serde_json::{Value, json};
 
 pub(crate) const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
 pub(crate) const PODS: &str = "/api/v1/namespaces/default/pods";
-pub(crate) const NODE: &str = "ours";
 pub(crate) const SERVICE: &str = "coracle";
 pub(crate) const LIMIT: Duration = Duration::from_secs(300);
 
@@ -28,11 +26,7 @@ pub(crate) struct Rollouts {
 
 impl Rollouts {
     pub(crate) fn start(name: &str) -> Self {
-        let executables = Executables::of_this_build();
-        images::write(&Peers::new(), Set::Basic, Some(&executables.example)).unwrap();
-        let mut cluster = Cluster::start(&Options::of_test(name)).unwrap();
-        cluster.add_node(NODE, &Kind::Coracle { executables, flags: Vec::new() }).unwrap();
-        Self { cluster }
+        Self { cluster: Cluster::of_test(name, &[]).unwrap() }
     }
 
     pub(crate) fn create(&self, name: &str, replicas: u64) {
