@@ -4,12 +4,14 @@
 //! Called by the reader of the API's pods for each new one; pure. Order, reasons and texts are those of the kubelet's
 //! `lifecycle/predicate.go` and of the scheduler's plugins that it calls (1.36).
 
+mod apparmor;
 mod preemption;
 pub mod sysctls;
 
 use std::fmt;
 
 use self::preemption::{Need, Needs, victims};
+use self::sysctls::AllowedSysctls;
 use crate::api::{Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration};
 use crate::eviction::plan::is_critical;
 use crate::qos::{amount, pod_requests};
@@ -22,6 +24,23 @@ pub struct Rejection {
     pub reason: String,
     /// What a person reads.
     pub message: String,
+}
+
+/// What the host lets pods ask of its kernel, known from the agent's start.
+#[derive(Clone, Debug, Default)]
+pub struct HostRules {
+    /// Kernel parameters that a pod may set.
+    pub sysctls: AllowedSysctls,
+    /// Whether the kernel enforces AppArmor profiles.
+    pub has_apparmor: bool,
+}
+
+impl HostRules {
+    /// Why the host cannot give the pod what it asks for.
+    pub(crate) fn reject(&self, pod: &Pod) -> Option<Rejection> {
+        let apparmor = || (!self.has_apparmor).then(|| apparmor::reject(pod)).flatten();
+        self.sysctls.reject(pod).or_else(apparmor)
+    }
 }
 
 /// What this node makes of a pod that was bound to it.

@@ -15,7 +15,7 @@ use futures_util::StreamExt as _;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::admission::sysctls::AllowedSysctls;
+use crate::admission::HostRules;
 use crate::api::Node;
 use crate::clock::Clock;
 use crate::kubelet::{Kubelet, PodView, PodViews};
@@ -38,8 +38,8 @@ pub struct JoinedConfig {
     pub node: watch::Receiver<Option<Arc<Node>>>,
     /// What tells the time.
     pub clock: Clock,
-    /// What pods may set of the kernel's parameters.
-    pub sysctls: AllowedSysctls,
+    /// What the host lets pods ask of its kernel.
+    pub host: HostRules,
     /// A file that keeps the pods and what they refer to, Secrets too, so that they start again after a reboot with no
     /// API server in reach; mode 0600. Without one they wait.
     pub kept: Option<PathBuf>,
@@ -61,7 +61,7 @@ pub struct JoinedConfig {
 /// let no_folder = tokio::sync::watch::channel(Default::default()).1;
 /// let clock = Clock::system();
 /// let node_name = "gateway-7".to_owned();
-/// let mut joined = Joined::start(JoinedConfig { cluster, node_name, static_pods: no_folder, node, clock, sysctls: Default::default(), kept: None });
+/// let mut joined = Joined::start(JoinedConfig { cluster, node_name, static_pods: no_folder, node, clock, host: Default::default(), kept: None });
 /// let mut config = KubeletConfig::new(PodResourcesConfig::new("/var/lib/kubelet"));
 /// config.sources_seen = Some(joined.sources_seen());
 /// let kubelet = Kubelet::start(config, runtime, images, joined.pods(), joined.objects()).await?;
@@ -93,7 +93,7 @@ impl Joined {
             ended: ended.subscribe(),
             node: config.node.clone(),
             clock: config.clock.clone(),
-            sysctls: config.sysctls.clone(),
+            host: config.host.clone(),
             kept: config.kept.clone().map(|path| (path, objects.clone())),
         });
         Self {

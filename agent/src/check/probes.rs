@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use coracle_runtime::spec::apparmor;
+
 use super::{Finding, Plan};
 use crate::sys::{self, LinkKind};
 
@@ -129,8 +131,7 @@ fn seccomp() -> Option<Finding> {
 }
 
 fn apparmor() -> Option<Finding> {
-    let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").unwrap_or_default();
-    (enabled.starts_with('Y') && find_program("apparmor_parser").is_none()).then(|| {
+    (apparmor::is_enabled() && find_program("apparmor_parser").is_none()).then(|| {
         Finding::warning(
             "AppArmor is enabled, but its parser is missing: containers run without the default profile, and pods that \
              ask for it cannot start",

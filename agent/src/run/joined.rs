@@ -62,9 +62,8 @@ impl Tie {
             // Nothing of an earlier start stays that may no longer be kept.
             let _ = std::fs::remove_file(agent.join("pods.json"));
         }
-        let (clock, sysctls) = (Clock::system(), settings.sysctls.clone());
-        let pods =
-            Joined::start(JoinedConfig { cluster, node_name, static_pods, node, clock, sysctls, kept });
+        let (clock, host) = (Clock::system(), settings.host.clone());
+        let pods = Joined::start(JoinedConfig { cluster, node_name, static_pods, node, clock, host, kept });
         Ok(Self { settings, identity, pods, view, addresses, api: None, tasks: JoinSet::new() })
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use coracle_bootstrap::{JoinConfig, Serving};
+use coracle_kubelet_core::admission::HostRules;
 use coracle_kubelet_core::admission::sysctls::AllowedSysctls;
 use coracle_kubelet_core::api::Quantity;
 use coracle_kubelet_core::gc::GcPolicy;
@@ -14,6 +15,7 @@ use coracle_kubelet_core::kubelet::{HousekeepingConfig, KubeletConfig};
 use coracle_kubelet_core::log_rotation::LogPolicy;
 use coracle_kubelet_core::node_ips::NodeIps;
 use coracle_kubelet_core::resources::PodResourcesConfig;
+use coracle_runtime::spec::apparmor;
 
 use super::addresses;
 use super::engine::EngineSettings;
@@ -43,7 +45,7 @@ pub(super) struct ClusterSettings {
     /// Who signs clients of the kubelet API, if not the cluster's own authorities.
     pub(super) client_ca_file: Option<PathBuf>,
     pub(super) node: NodeSettings,
-    pub(super) sysctls: AllowedSysctls,
+    pub(super) host: HostRules,
     /// Where the cluster's pods are kept over a reboot.
     pub(super) kept_pods: Option<PathBuf>,
     /// Where the addresses are kept that the cluster gave this node for its pods.
@@ -73,7 +75,7 @@ impl Settings {
                 serving: args.join.serving(),
                 client_ca_file: args.node.client_ca_file.clone(),
                 node: node.clone(),
-                sysctls: sysctls(&args.node.allowed_unsafe_sysctls)?,
+                host: host_rules(&args.node.allowed_unsafe_sysctls)?,
                 kept_pods: args.node.keep_pods.then(|| args.data_dir.join("agent/pods.json")),
                 kept_cidrs: args.data_dir.join("agent/pod-cidrs"),
             }),
@@ -96,9 +98,11 @@ impl Settings {
     }
 }
 
-fn sysctls(patterns: &[String]) -> Result<AllowedSysctls> {
+fn host_rules(unsafe_sysctls: &[String]) -> Result<HostRules> {
     let uname = rustix::system::uname();
-    AllowedSysctls::new(patterns, &uname.release().to_string_lossy()).context("--allowed-unsafe-sysctls")
+    let sysctls = AllowedSysctls::new(unsafe_sysctls, &uname.release().to_string_lossy())
+        .context("--allowed-unsafe-sysctls")?;
+    Ok(HostRules { sysctls, has_apparmor: apparmor::is_enabled() })
 }
 
 fn engine(args: &RunArgs, is_joined: bool) -> Result<EngineSettings> {

@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 use super::PodSet;
 use super::api_pod::ApiPod;
 use super::api_table::{News, Table};
-use crate::admission::sysctls::AllowedSysctls;
+use crate::admission::HostRules;
 use crate::api::{Node, Pod};
 use crate::clock::Clock;
 use crate::kept::Kept;
@@ -49,8 +49,8 @@ pub(crate) struct Inputs {
     /// The node as the API has it, once known.
     pub(crate) node: watch::Receiver<Option<Arc<Node>>>,
     pub(crate) clock: Clock,
-    /// What pods may set of the kernel's parameters.
-    pub(crate) sysctls: AllowedSysctls,
+    /// What the host lets pods ask of its kernel.
+    pub(crate) host: HostRules,
     /// Where to find what was kept over a reboot, and who takes the objects of it.
     pub(crate) kept: Option<(PathBuf, Arc<ApiObjects>)>,
 }
@@ -73,7 +73,7 @@ impl ApiPods {
         let (news, news_receiver) = mpsc::unbounded_channel();
         let (preempted, preempted_receiver) = watch::channel(Vec::new());
         let statics = inputs.statics.clone();
-        let task = Task { table: Table::new(inputs.sysctls.clone()), statics, pods, seen, preempted, news };
+        let task = Task { table: Table::new(inputs.host.clone()), statics, pods, seen, preempted, news };
         let task = tokio::spawn(task.run(inputs));
         let api_pods = Self { pods: pods_receiver, seen: seen_receiver, preempted: preempted_receiver, task };
         (api_pods, news_receiver)

@@ -17,8 +17,7 @@ use coracle_cluster::Change;
 
 use super::PodSet;
 use super::api_pod::{ApiPod, BadPod, SEEN_ANNOTATION, SOURCE_ANNOTATION, is_mirror};
-use crate::admission::sysctls::AllowedSysctls;
-use crate::admission::{Rejection, Verdict, admit};
+use crate::admission::{HostRules, Rejection, Verdict, admit};
 use crate::allocation::{deferred, given_by_status, held, order};
 use crate::api::{Node, Pod, PodCondition};
 use crate::pod::status::{is_owned_condition, is_terminal_phase};
@@ -77,13 +76,13 @@ pub(crate) struct Table {
     settled_statics: BTreeSet<Arc<str>>,
     /// How many resizes had to wait so far.
     deferrals: u64,
-    sysctls: AllowedSysctls,
+    host: HostRules,
 }
 
 impl Table {
-    /// Without pods, for a node that lets them set these.
-    pub(crate) fn new(sysctls: AllowedSysctls) -> Self {
-        Self { sysctls, ..Self::default() }
+    /// Without pods, for a host with these rules.
+    pub(crate) fn new(host: HostRules) -> Self {
+        Self { host, ..Self::default() }
     }
 
     /// Takes over one change of the watch; `seen` is the time of now for pods that are new.
@@ -266,7 +265,7 @@ impl Table {
             return Some(Part::Runs);
         }
         let node = node?;
-        if let Some(rejection) = self.sysctls.reject(&pod) {
+        if let Some(rejection) = self.host.reject(&pod) {
             return Some(Part::Idle(Some(rejection)));
         }
         let others: Vec<&Pod> = self.active(statics).map(|(_, pod)| pod).collect();

@@ -24,13 +24,17 @@ pub enum AppArmorError {
     Refused(String),
 }
 
+/// Whether the kernel enforces AppArmor profiles.
+pub fn is_enabled() -> bool {
+    std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'))
+}
+
 /// Loads the default profile unless it, or containerd's, is loaded. Does nothing on a node without AppArmor.
 ///
 /// Runs a short-lived process; call it from a thread that may block.
 pub fn load_default() -> Result<(), AppArmorError> {
-    let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").unwrap_or_default();
     let loaded = std::fs::read_to_string(PROFILES).unwrap_or_default();
-    if !enabled.starts_with('Y') || APPARMOR_DEFAULTS.iter().any(|name| is_loaded(&loaded, name)) {
+    if !is_enabled() || APPARMOR_DEFAULTS.iter().any(|name| is_loaded(&loaded, name)) {
         return Ok(());
     }
     let own = std::fs::read_to_string("/proc/self/attr/current").unwrap_or_default();

@@ -81,7 +81,7 @@ impl HostFacts {
             controllers,
             cgroup_mount_options,
             seccomp: status.lines().any(|line| line.starts_with("Seccomp:")),
-            apparmor: text("/sys/module/apparmor/parameters/enabled").starts_with('Y'),
+            apparmor: super::apparmor::is_enabled(),
             apparmor_default: super::security::loaded_default(&text(
                 "/sys/kernel/security/apparmor/profiles",
             )),

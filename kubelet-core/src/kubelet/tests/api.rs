@@ -6,7 +6,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::admission::sysctls::AllowedSysctls;
+use crate::admission::HostRules;
 use crate::joined::{Joined, JoinedConfig, watch_node};
 use crate::source::ApiPodForTests as Served;
 
@@ -47,7 +47,7 @@ impl Joint {
             static_pods: statics.subscribe(),
             node,
             clock: clock.clone(),
-            sysctls: AllowedSysctls::default(),
+            host: HostRules::default(),
             kept: None,
         });
         let mut config = KubeletConfig::new(PodResourcesConfig::new("/nonexistent"));
