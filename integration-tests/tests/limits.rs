@@ -1,32 +1,13 @@
 //! Limits of pods, read back from the cgroups of either version that hold them.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects with unwrap")]
 
+#[path = "support/cgroups.rs"]
+mod cgroups;
 mod support;
 
-use std::path::{Path, PathBuf};
-
+use cgroups::{cgroup, read};
 use coracle_integration_tests::node::Options;
 use support::{Fixture, is_running, pod};
-
-/// The folder of a process's cgroup for a controller.
-fn cgroup(pid: u32, controller: &str) -> PathBuf {
-    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
-    let of_controller = groups.lines().find_map(|line| {
-        let (_, line) = line.split_once(':')?;
-        let (controllers, path) = line.split_once(':')?;
-        controllers.split(',').any(|name| name == controller).then_some((controller, path))
-    });
-    // No hierarchy of its own: it is one of the controllers of version 2.
-    let unified = || Some(("", groups.lines().find_map(|line| line.strip_prefix("0::"))?));
-    let (controller, path) = of_controller.or_else(unified).unwrap();
-    Path::new("/sys/fs/cgroup").join(controller).join(path.trim_start_matches('/'))
-}
-
-/// The first of these files that is there: those of version 2, then those of version 1.
-fn read(folder: &Path, files: [&str; 2]) -> String {
-    let found = files.iter().find_map(|file| std::fs::read_to_string(folder.join(file)).ok());
-    found.unwrap_or_else(|| panic!("none of {files:?} in {}", folder.display())).trim().to_owned()
-}
 
 #[test]
 fn limits_are_set_on_the_container_and_on_the_pod() {

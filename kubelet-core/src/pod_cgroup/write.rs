@@ -24,7 +24,8 @@ pub(super) enum Setting {
     Memory(i64),
     /// Processes.
     Pids(i64),
-    /// Bytes of pages of that size.
+    /// Bytes of pages of that size, in use and, where the kernel counts them, reserved: who maps too many is refused
+    /// then, instead of killed at the first touch.
     HugePages { page_size: u64, limit: i64 },
 }
 
@@ -79,8 +80,9 @@ impl Setting {
             Self::Memory(bytes) => put(dir("memory"), "memory.limit_in_bytes", bytes),
             Self::Pids(limit) => put(dir("pids"), "pids.max", limit),
             Self::HugePages { page_size, limit } => {
-                let file = format!("hugetlb.{}.limit_in_bytes", page_size_name(*page_size));
-                put(dir("hugetlb"), &file, limit)
+                let size = page_size_name(*page_size);
+                put(dir("hugetlb"), &format!("hugetlb.{size}.limit_in_bytes"), limit)?;
+                put(dir("hugetlb"), &format!("hugetlb.{size}.rsvd.limit_in_bytes"), limit)
             }
         }
     }
@@ -94,7 +96,9 @@ impl Setting {
             Self::Memory(bytes) => put(dir, "memory.max", bytes),
             Self::Pids(limit) => put(dir, "pids.max", limit),
             Self::HugePages { page_size, limit } => {
-                put(dir, &format!("hugetlb.{}.max", page_size_name(*page_size)), limit)
+                let size = page_size_name(*page_size);
+                put(dir.clone(), &format!("hugetlb.{size}.max"), limit)?;
+                put(dir, &format!("hugetlb.{size}.rsvd.max"), limit)
             }
         }
     }

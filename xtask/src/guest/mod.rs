@@ -60,7 +60,15 @@ impl Options {
         } else if lacks_memory {
             &["no_memory_controller --ignored"]
         } else {
-            &["limits", "pods", "bad_input", "old_kernel", "chaos", "apparmor --ignored"]
+            &[
+                "limits",
+                "pods",
+                "bad_input",
+                "old_kernel",
+                "chaos",
+                "apparmor --ignored",
+                "hugepages --ignored",
+            ]
         };
         programs.iter().map(|program| (*program).to_owned()).collect()
     }
