@@ -497,8 +497,24 @@ async fn flood(socket: &mut TcpStream, bytes: &[u8]) -> usize {
 
 #[tokio::test]
 async fn hostile_clients_keep_nobody_out_and_cost_nothing() {
+    let _alone = MEASURED.lock().await;
     let (node, sandbox, id) = running("sleep 1000").await;
     collect(exec(&node, &id, &["true"], OUTPUT).await).await;
+    // What those with a token will send without an end: streams, parts of a message, pings.
+    let (mut encoder, mut streams) = (spdy::Encoder::new(), BytesMut::new());
+    for number in 0..50_000 {
+        let headers = spdy::Headers::new().with("streamtype", format!("made up {number}"));
+        let (stream, fin, unidirectional) = (number * 2 + 1, false, false);
+        encoder.encode(&spdy::Frame::SynStream { stream, fin, unidirectional, headers }, &mut streams);
+    }
+    let ping: &[u8] = &[0x80, 3, 0, 6, 0, 0, 0, 4, 0, 0, 0, 1];
+    let part = [&[0, 0xfe, 0x10, 0, 0, 0, 0, 0][..], &[0; 4096]].concat();
+    let floods = [
+        (Transport::Spdy, streams.to_vec()),
+        (Transport::Spdy, ping.repeat(1000)),
+        (Transport::WebSocket, part),
+        (Transport::WebSocket, [0x89, 0x80, 0, 0, 0, 0].repeat(1000)),
+    ];
     let before = resident();
     // Clients without a token that never say what they want.
     let url = exec_url(&node, &id, &["echo", "served"], OUTPUT).await;
@@ -513,21 +529,7 @@ async fn hostile_clients_keep_nobody_out_and_cost_nothing() {
     }
     let served = tokio::time::timeout(Duration::from_secs(8), open(&url, Transport::Spdy, OUTPUT)).await;
     assert_eq!(collect(served.expect("a place is made at once")).await.0, "served\n");
-    // Those with a token that send without an end: streams, parts of a message, pings.
-    let (mut encoder, mut streams) = (spdy::Encoder::new(), BytesMut::new());
-    for number in 0..50_000 {
-        let headers = spdy::Headers::new().with("streamtype", format!("made up {number}"));
-        let (stream, fin, unidirectional) = (number * 2 + 1, false, false);
-        encoder.encode(&spdy::Frame::SynStream { stream, fin, unidirectional, headers }, &mut streams);
-    }
-    let ping: &[u8] = &[0x80, 3, 0, 6, 0, 0, 0, 4, 0, 0, 0, 1];
-    let part = [&[0, 0xfe, 0x10, 0, 0, 0, 0, 0][..], &[0; 4096]].concat();
-    for (transport, bytes) in [
-        (Transport::Spdy, streams.to_vec()),
-        (Transport::Spdy, ping.repeat(1000)),
-        (Transport::WebSocket, part),
-        (Transport::WebSocket, [0x89, 0x80, 0, 0, 0, 0].repeat(1000)),
-    ] {
+    for (transport, bytes) in floods {
         let url = exec_url(&node, &id, &["wc"], SHELL).await;
         let asked = Ask::exec(transport);
         let (mut socket, status, _) = ask(&url, transport, &asked).await;
@@ -550,6 +552,9 @@ async fn hostile_clients_keep_nobody_out_and_cost_nothing() {
     node.finish().await;
 }
 
+/// Held by a test that measures the memory of this process, in which all of them run.
+static MEASURED: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// Resident memory of this process, in bytes.
 fn resident() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
@@ -559,6 +564,7 @@ fn resident() -> u64 {
 
 #[tokio::test]
 async fn sixty_four_fast_writers_to_slow_readers_stay_small() {
+    let _alone = MEASURED.lock().await;
     let (node, sandbox, id) = running("sleep 1000").await;
     collect(exec(&node, &id, &["true"], OUTPUT).await).await;
     let before = resident();

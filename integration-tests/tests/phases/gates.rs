@@ -18,11 +18,11 @@ hold() {
 }
 "#;
 
-/// Our maker, called by a script that may stop before and after it.
+/// A maker, called by a script that may stop before and after it.
 const MAKER: &str = r#"
 for word; do case $word in create|start|exec|delete) verb=$word; break;; esac; done
 hold "$verb-before"
-"CORACLE" oci "$@"
+MAKER "$@"
 code=$?
 hold "$verb-after"
 exit $code
@@ -43,15 +43,17 @@ esac
 pub(super) struct Gates(PathBuf);
 
 impl Gates {
-    /// Writes the scripts `maker` and `bin/gate` into a folder.
+    /// Writes the scripts `maker` and `bin/gate` into a folder. The maker is ours, or that of `CORACLE_TEST_MAKER`.
     pub(super) fn make(folder: &Path, coracle: &Path) -> Self {
+        let given = std::env::var("CORACLE_TEST_MAKER").ok();
+        let maker = given.unwrap_or_else(|| format!("{} oci", coracle.display()));
         let gates = folder.join("gates");
         fs::create_dir_all(gates.join("net")).unwrap();
         fs::create_dir_all(folder.join("bin")).unwrap();
         for (name, text) in [("maker", MAKER), ("bin/gate", PLUGIN)] {
             let text = format!("{HOLD}{text}").replace("GATES", &gates.to_string_lossy());
             let path = folder.join(name);
-            fs::write(&path, text.replace("CORACLE", &coracle.to_string_lossy())).unwrap();
+            fs::write(&path, text.replace("MAKER", &maker)).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         }
         Self(gates)
