@@ -187,6 +187,16 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "DIR", requires = "image_credential_provider_config")]
     pub image_credential_provider_bin_dir: Option<PathBuf>,
 
+    /// Which images that are present a pod needs credentials for: those by which they were pulled, or others that the
+    /// registry takes
+    #[arg(long, value_name = "POLICY", default_value = "NeverVerifyPreloadedImages",
+        value_parser = ["NeverVerify", "NeverVerifyPreloadedImages", "NeverVerifyAllowlistedImages", "AlwaysVerify"])]
+    pub image_pull_credentials_verification_policy: String,
+
+    /// Images that are for all pods under NeverVerifyAllowlistedImages: repositories, or their beginnings that end in /*
+    #[arg(long, value_name = "IMAGES", value_delimiter = ',')]
+    pub preloaded_images_verification_allowlist: Vec<String>,
+
     /// Most processes of one pod; -1 for no limit
     #[arg(long, value_name = "N", default_value_t = -1, allow_negative_numbers = true)]
     pub pod_max_pids: i64,

@@ -6,9 +6,10 @@ mod support;
 use std::path::Path;
 use std::process::Command;
 
-use coracle_integration_tests::example_image;
 use coracle_integration_tests::node::{Node, Options};
 use coracle_integration_tests::target_dir;
+use coracle_integration_tests::{Executables, example_image};
+use coracle_runtime::testing::{LayerCompression, Registry, RegistryOptions, Tarball, TestImage};
 use support::{Fixture, LIMIT, is_running, pod};
 
 /// Whether the image of the example is there.
@@ -48,6 +49,58 @@ fn an_archive_that_takes_long_keeps_neither_the_node_nor_its_end_waiting() {
     assert!(remembered.contains("example.tar"), "{remembered}");
     fixture.finish();
     std::fs::remove_dir_all(&archives).unwrap();
+}
+
+/// A pod of this image, by a Secret if one is named.
+fn private(name: &str, image: &str, policy: &str, secret: Option<&str>) -> String {
+    let secret =
+        secret.map(|secret| format!("  imagePullSecrets: [{{name: {secret}}}]\n")).unwrap_or_default();
+    let more = format!("    imagePullPolicy: {policy}\n{secret}");
+    pod(name, &["sleep"], &more).replace(example_image::NAME, image)
+}
+
+#[test]
+fn a_private_image_is_for_who_has_its_secret_also_without_the_registry() {
+    let user = Some(("robot".to_owned(), "hunter2".to_owned()));
+    let registry = Registry::start(RegistryOptions { user, ..RegistryOptions::default() }).unwrap();
+    let program = std::fs::read(Executables::of_this_build().example).unwrap();
+    let image = TestImage::new()
+        .layer(&Tarball::new().executable("example", &program).finish(), LayerCompression::Gzip)
+        .config(serde_json::json!({"Entrypoint": ["/example"]}));
+    registry.push("private", "1", &image);
+    let name = registry.name("private:1");
+    let mut fixture = Fixture::start_with("private", Options { on_host_network: true, ..Options::default() });
+    let login = serde_json::json!({"auths": {registry.host(): {"username": "robot", "password": "hunter2"}}});
+    for secret in ["key", "copy"] {
+        let text = serde_json::json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": secret},
+            "type": "kubernetes.io/dockerconfigjson", "stringData": {".dockerconfigjson": login.to_string()}});
+        fixture.put(&format!("secret-{secret}.json"), &text.to_string());
+    }
+    fixture.put("owner.yaml", &private("owner", &name, "IfNotPresent", Some("key")));
+    fixture.wait_pod("owner", "it has the Secret", is_running);
+    let waits_for = |fixture: &mut Fixture, pod: &str, reasons: &[&str]| {
+        fixture.wait_pod(pod, "the image is not for it", |pod| {
+            let reason = pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"].as_str();
+            reason.is_some_and(|reason| reasons.contains(&reason))
+        });
+    };
+    fixture.put("stranger.yaml", &private("stranger", &name, "IfNotPresent", None));
+    waits_for(&mut fixture, "stranger", &["ErrImagePull", "ImagePullBackOff"]);
+    fixture.put("never.yaml", &private("never", &name, "Never", None));
+    waits_for(&mut fixture, "never", &["ErrImageNeverPull"]);
+
+    drop(registry);
+    fixture.node.terminate_agent().unwrap();
+    ["owner", "stranger", "never"].iter().for_each(|pod| fixture.remove(&format!("{pod}.yaml")));
+    fixture.node.start_agent().unwrap();
+    fixture.wait_gone();
+    fixture.put("again.yaml", &private("again", &name, "IfNotPresent", Some("key")));
+    fixture.put("alike.yaml", &private("alike", &name, "Never", Some("copy")));
+    fixture.put("stranger.yaml", &private("stranger", &name, "IfNotPresent", None));
+    fixture.wait_pod("again", "what is recorded outlives the run", is_running);
+    fixture.wait_pod("alike", "another Secret of the same login serves", is_running);
+    waits_for(&mut fixture, "stranger", &["ErrImagePull", "ImagePullBackOff"]);
+    fixture.finish();
 }
 
 #[test]

@@ -5,18 +5,21 @@
 //! them gives up. One short lock guards back-offs and pulls in progress and is never held across a wait.
 //! Rules and words are those of the kubelet's `pkg/kubelet/images/image_manager.go`.
 
+mod access;
 mod credentials;
 mod providers;
+mod records;
+mod verify;
 mod words;
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use coracle_cri::v1::{AuthConfig, Image, ImageSpec, ImageStatusRequest, PodSandboxConfig, PullImageRequest};
+use coracle_cri::v1::{Image, ImageSpec, ImageStatusRequest, PodSandboxConfig, PullImageRequest};
 use coracle_cri::{Code, ImageService, Status};
 use futures_util::future::{BoxFuture, FutureExt as _, Shared, WeakShared};
 use tokio::sync::Semaphore;
@@ -28,9 +31,12 @@ use crate::container_config::ImageRef;
 use crate::events::{EventRecorder, EventType, container_field_path};
 use crate::objects::ObjectSource;
 use crate::source::parse_image_name;
-use credentials::Keyring;
+use access::Access;
+pub use access::{PolicyError, VerificationPolicy};
+use credentials::{Credential, Keyring};
 use providers::Plugins;
 pub use providers::{CredentialProviders, ProviderConfigError};
+pub(crate) use records::PullRecords;
 use words::{criterion, go_duration, joined, rpc_text};
 
 /// How pulls go.
@@ -48,6 +54,11 @@ pub struct ImagePullConfig {
     /// Where the node's own config.json of Docker may be; the first that is there holds for all pods, after their own
     /// secrets.
     pub docker_configs: Vec<PathBuf>,
+    /// Where it is recorded by which credentials an image was pulled, `image_manager` in the kubelet's folder. With none
+    /// every pod may use what is present.
+    pub records: Option<PathBuf>,
+    /// Which images that are present a pod needs credentials for.
+    pub verification: VerificationPolicy,
 }
 
 impl Default for ImagePullConfig {
@@ -58,6 +69,8 @@ impl Default for ImagePullConfig {
             call_timeout: Duration::from_secs(60),
             providers: CredentialProviders::default(),
             docker_configs: Vec::new(),
+            records: None,
+            verification: VerificationPolicy::default(),
         }
     }
 }
@@ -84,6 +97,7 @@ pub struct ImagePuller {
     config: ImagePullConfig,
     slots: Arc<Semaphore>,
     plugins: Plugins,
+    records: Option<PullRecords>,
     state: Mutex<State>,
 }
 
@@ -102,12 +116,13 @@ struct Failure {
     text: String,
 }
 
-/// Pulls alike are one: the same image by the same credentials for the same handler.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// Pulls alike are one: the same image by the same credentials of the same Secrets for the same handler.
+#[derive(Clone, PartialEq, Eq, Hash)]
 struct PullKey {
+    /// As pods name it.
     image: String,
     handler: String,
-    credentials: Vec<(String, String)>,
+    credentials: Vec<Credential>,
 }
 
 type Pull = BoxFuture<'static, Arc<Result<Pulled, Vec<Status>>>>;
@@ -125,6 +140,8 @@ struct Wish<'a> {
     /// As the pod names it.
     requested: &'a str,
     spec: ImageSpec,
+    /// The pod's credentials, once they were looked up.
+    keyring: OnceLock<Result<Keyring, String>>,
 }
 
 impl ImagePuller {
@@ -143,7 +160,13 @@ impl ImagePuller {
             running: HashMap::new(),
         };
         let plugins = Plugins::new(config.providers.clone());
-        Self { images, objects, events, clock, config, slots, plugins, state: Mutex::new(state) }
+        let records = config.records.as_deref().map(PullRecords::new);
+        Self { images, objects, events, clock, config, slots, plugins, records, state: Mutex::new(state) }
+    }
+
+    /// The records of pulls, for who removes images.
+    pub(crate) fn records(&self) -> Option<PullRecords> {
+        self.records.clone()
     }
 
     /// The container's image, pulled first if its policy says so.
@@ -172,7 +195,8 @@ impl ImagePuller {
         field_path: &str,
     ) -> Result<ImageRef, PullError> {
         let requested = container.image.as_str();
-        let mut wish = Wish { pod, field_path: field_path.to_owned(), requested, spec: ImageSpec::default() };
+        let (field_path, spec, keyring) = (field_path.to_owned(), ImageSpec::default(), OnceLock::new());
+        let mut wish = Wish { pod, field_path, requested, spec, keyring };
         let (image, repository) = with_default_tag(requested).map_err(|error| {
             let message = format!("Failed to apply default image tag {requested:?}: {error}");
             self.tell(&wish, EventType::Warning, "InspectFailed", message.clone());
@@ -191,13 +215,16 @@ impl ImagePuller {
                 self.tell(&wish, EventType::Warning, "InspectFailed", message.clone());
                 PullError { reason: "ImageInspectError", message, retry_at: None }
             })?;
-            if let Some(image) = present {
+            if let Some(image) = present
+                && self.may_use(&wish, &repository, &image.id).await
+            {
                 let text = format!(
                     "Container image {requested:?} already present on machine and can be accessed by the pod"
                 );
                 self.tell(&wish, EventType::Normal, "Pulled", text);
                 return Ok(ImageRef::from(&image));
             }
+            // Also of an image that is there but not for this pod: that it is there is not told.
             if container.image_pull_policy == "Never" {
                 let message =
                     format!("Container image {requested:?} is not present with pull policy of Never");
@@ -216,17 +243,17 @@ impl ImagePuller {
     ) -> Result<ImageRef, PullError> {
         let key = (wish.pod.metadata.uid.clone(), wish.requested.to_owned());
         self.check_backoff(wish, &key)?;
-        let mut keyring = match self.keyring(wish.pod) {
-            Ok(keyring) => keyring,
+        let mut credentials = match self.keyring(wish) {
+            Ok(keyring) => keyring.lookup(repository),
             // Not even asked, yet it will not be better at once either.
-            Err(error) => return Err(self.failed(wish, key, error, "ErrImagePull")),
+            Err(error) => return Err(self.failed(wish, key, error.clone(), "ErrImagePull")),
         };
-        self.plugins.add_to(&mut keyring, &wish.spec.image, repository, &self.clock).await;
+        credentials.extend(self.node_keyring().await.lookup(repository));
+        let of_plugins = self.plugins.keyring(&wish.spec.image, repository, &self.clock).await;
+        credentials.extend(of_plugins.lookup(repository));
         self.tell(wish, EventType::Normal, "Pulling", format!("Pulling image {:?}", wish.requested));
         let start = tokio::time::Instant::now();
-        let mut auths = keyring.lookup(repository);
-        auths.extend(self.node_keyring().await.lookup(repository));
-        let pull = self.join(wish, auths, sandbox);
+        let pull = self.join(wish, credentials, sandbox);
         let outcome = pull.await;
         match &*outcome {
             Ok(pulled) => {
@@ -284,19 +311,21 @@ impl ImagePuller {
     }
 
     /// The pull for this wish: one that runs already, if there is one alike.
-    fn join(&self, wish: &Wish<'_>, auths: Vec<AuthConfig>, sandbox: &PodSandboxConfig) -> Shared<Pull> {
-        let key = PullKey {
-            image: wish.spec.image.clone(),
-            handler: wish.spec.runtime_handler.clone(),
-            credentials: auths.iter().map(|auth| (auth.username.clone(), auth.password.clone())).collect(),
-        };
+    fn join(
+        &self,
+        wish: &Wish<'_>,
+        credentials: Vec<Credential>,
+        sandbox: &PodSandboxConfig,
+    ) -> Shared<Pull> {
+        let (image, handler) = (wish.requested.to_owned(), wish.spec.runtime_handler.clone());
+        let key = PullKey { image, handler, credentials };
         let mut state = self.state();
         // A pull that is over counts no more, however many still hold its result.
         state.running.retain(|_, pull| pull.upgrade().is_some_and(|pull| pull.peek().is_none()));
         if let Some(pull) = state.running.get(&key).and_then(WeakShared::upgrade) {
             return pull;
         }
-        let pull = self.start(wish.spec.clone(), auths, sandbox.clone()).shared();
+        let pull = self.start(&key, wish.spec.clone(), sandbox.clone()).shared();
         if let Some(weak) = pull.downgrade() {
             state.running.insert(key, weak);
         }
@@ -304,24 +333,41 @@ impl ImagePuller {
     }
 
     /// Asks with each credential in turn, or once without any.
-    fn start(&self, spec: ImageSpec, auths: Vec<AuthConfig>, sandbox: PodSandboxConfig) -> Pull {
+    fn start(&self, key: &PullKey, spec: ImageSpec, sandbox: PodSandboxConfig) -> Pull {
         let (images, slots) = (self.images.clone(), self.slots.clone());
+        let (records, clock) = (self.records.clone(), self.clock.clone());
         let (pull_timeout, call_timeout) = (self.config.pull_timeout, self.config.call_timeout);
-        let auths: Vec<Option<AuthConfig>> =
-            if auths.is_empty() { vec![None] } else { auths.into_iter().map(Some).collect() };
+        let (requested, credentials) = (key.image.clone(), key.credentials.iter().cloned());
+        let attempts: Vec<Option<Credential>> =
+            if credentials.len() == 0 { vec![None] } else { credentials.map(Some).collect() };
         async move {
             let _slot = slots.acquire().await.expect("invariant: the semaphore is never closed");
+            let intent = match &records {
+                Some(records) => match records.begin(&requested).await {
+                    Ok(intent) => Some(intent),
+                    Err(error) => {
+                        return Arc::new(Err(vec![Status::unknown(format!(
+                            "Failed to record image pull intent for container image {requested:?}: {error}"
+                        ))]));
+                    }
+                },
+                None => None,
+            };
             let start = tokio::time::Instant::now();
             let mut errors = Vec::new();
-            for auth in auths {
+            for credential in attempts {
                 let request = PullImageRequest {
                     image: Some(spec.clone()),
-                    auth,
+                    auth: credential.as_ref().map(Credential::auth),
                     sandbox_config: Some(sandbox.clone()),
                 };
                 match within(pull_timeout, "PullImage", images.pull_image(request)).await {
                     Ok(response) => {
                         let took = start.elapsed();
+                        if let Some(intent) = intent {
+                            let access = Access::by(credential.and_then(|credential| credential.secret));
+                            intent.pulled(&response.image_ref, access, clock.now().wall()).await;
+                        }
                         let image = describe(&*images, call_timeout, &spec, response.image_ref).await;
                         return Arc::new(Ok(Pulled { image, took }));
                     }
@@ -337,15 +383,23 @@ impl ImagePuller {
         image_status(&*self.images, self.config.call_timeout, spec).await
     }
 
-    /// The credentials of a pod's `imagePullSecrets`. Secrets that are not there are told and left out.
-    fn keyring(&self, pod: &Pod) -> Result<Keyring, String> {
+    /// The credentials of the pod's `imagePullSecrets`, looked up once.
+    fn keyring<'a>(&self, wish: &'a Wish<'_>) -> Result<&'a Keyring, &'a String> {
+        wish.keyring.get_or_init(|| self.look_up_secrets(wish.pod)).as_ref()
+    }
+
+    /// Secrets that are not there are told and left out.
+    fn look_up_secrets(&self, pod: &Pod) -> Result<Keyring, String> {
         let mut keyring = Keyring::default();
         let mut missing = Vec::new();
         for reference in pod.spec.image_pull_secrets.iter().filter(|reference| !reference.name.is_empty()) {
             match self.objects.secret(&pod.metadata.namespace, &reference.name) {
-                Some(secret) => keyring.add_secret(&secret).map_err(|error| {
-                    format!("secret {}/{}: {error}", pod.metadata.namespace, reference.name)
-                })?,
+                Some(secret) => {
+                    let name = (pod.metadata.namespace.as_str(), reference.name.as_str());
+                    keyring
+                        .add_secret(name, &secret)
+                        .map_err(|error| format!("secret {}/{}: {error}", name.0, name.1))?;
+                }
                 None => missing.push(reference.name.as_str()),
             }
         }

@@ -69,10 +69,11 @@ impl KubeletConfig {
     /// The kubelet's defaults, with the pods' folders as `resources` has them.
     pub fn new(resources: PodResourcesConfig) -> Self {
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        let pull_records = Some(resources.root_dir.join("image_manager"));
         Self {
             node_ips: resources.node_ips.clone(),
             resources,
-            image_pull: ImagePullConfig::default(),
+            image_pull: ImagePullConfig { records: pull_records, ..ImagePullConfig::default() },
             housekeeping: HousekeepingConfig::default(),
             max_parallel_starts: cores * 4,
             log_links: Some(PathBuf::from("/var/log/containers")),
@@ -197,6 +198,8 @@ impl Kubelet {
         }
         let (clock, pulls) = (config.clock.clone(), config.image_pull.clone());
         let puller = Arc::new(ImagePuller::new(images.clone(), objects, events.clone(), clock, pulls));
+        let pull_records = puller.records();
+        puller.settle().await;
         let resources = Arc::new(resources);
         let parts = Parts { events: events.clone(), resources: resources.clone(), images: puller, changes };
         let mut kubelet = Self::assemble(config.clone(), runtime.clone(), pods.clone(), parts).await?;
@@ -214,6 +217,7 @@ impl Kubelet {
             log_root: config.resources.log_root,
             log_links: config.log_links,
             sources_seen,
+            pull_records,
         };
         kubelet.garbage = Some(housekeeping::spawn(&mut kubelet.tasks, config.housekeeping, inputs));
         Ok(kubelet)

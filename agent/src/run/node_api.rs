@@ -129,6 +129,8 @@ fn configz(args: &RunArgs, flags: &NodeArgs) -> Value {
         "resolvConf": args.resolv_conf,
         "cpuCFSQuotaPeriod": "100ms",
         "maxParallelImagePulls": args.max_parallel_image_pulls,
+        "imagePullCredentialsVerificationPolicy": args.image_pull_credentials_verification_policy,
+        "preloadedImagesVerificationAllowlist": args.preloaded_images_verification_allowlist,
         "evictionHard": pairs(&eviction.eviction_hard, '<'),
         "evictionSoft": pairs(&eviction.eviction_soft, '<'),
         "evictionSoftGracePeriod": pairs(&eviction.eviction_soft_grace_period, '='),

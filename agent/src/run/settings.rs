@@ -10,7 +10,7 @@ use coracle_kubelet_core::admission::HostRules;
 use coracle_kubelet_core::admission::sysctls::AllowedSysctls;
 use coracle_kubelet_core::api::Quantity;
 use coracle_kubelet_core::gc::GcPolicy;
-use coracle_kubelet_core::image_pull::CredentialProviders;
+use coracle_kubelet_core::image_pull::{CredentialProviders, VerificationPolicy};
 use coracle_kubelet_core::kubelet::{HousekeepingConfig, KubeletConfig};
 use coracle_kubelet_core::log_rotation::LogPolicy;
 use coracle_kubelet_core::node_ips::NodeIps;
@@ -149,6 +149,11 @@ fn kubelet(
         config.image_pull.providers =
             CredentialProviders::load(file, folder).context("--image-credential-provider-config")?;
     }
+    config.image_pull.verification = VerificationPolicy::new(
+        &args.image_pull_credentials_verification_policy,
+        args.preloaded_images_verification_allowlist.clone(),
+    )
+    .context("--image-pull-credentials-verification-policy, --preloaded-images-verification-allowlist")?;
     config.housekeeping = housekeeping(args, node_name)?;
     Ok(config)
 }

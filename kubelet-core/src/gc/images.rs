@@ -84,8 +84,13 @@ impl Collection<'_> {
     /// Brings the records up to date.
     async fn look(&self, records: &mut ImageRecords, now: Duration) -> Result<Vec<SeenImage>, GcError> {
         let limit = self.config.call_timeout;
+        // Before the images: a pull is recorded once its image is there.
+        let recorded = self.config.pull_records.as_ref().map(|records| (records, records.recorded()));
         let images =
             within(limit, "ListImages", "", self.images.list_images(Default::default())).await?.images;
+        if let Some((records, recorded)) = recorded {
+            records.prune(recorded, images.iter().map(|image| image.id.as_str()));
+        }
         let containers = self.runtime.list_containers(Default::default());
         let containers = within(limit, "ListContainers", "", containers).await?.containers;
         let mut used = BTreeSet::new();
@@ -194,6 +199,9 @@ impl Collection<'_> {
         let image = Some(ImageSpec { image: id.to_owned(), ..ImageSpec::default() });
         let call = self.images.remove_image(RemoveImageRequest { image });
         within(self.config.call_timeout, "RemoveImage", id, call).await?;
+        if let Some(recorded) = &self.config.pull_records {
+            recorded.forget(id);
+        }
         records.0.remove(id);
         Ok(())
     }

@@ -25,6 +25,7 @@ use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::events::EventRecorder;
+use crate::image_pull::PullRecords;
 use images::ImageRecords;
 use plan::{Known, Life, SeenContainer, SeenSandbox};
 
@@ -77,6 +78,8 @@ pub struct GcConfig {
     pub call_timeout: Duration,
     /// Grace of a container whose state nobody knows, in seconds.
     pub unknown_grace_seconds: i64,
+    /// What is recorded of pulls, to go with the images.
+    pub(crate) pull_records: Option<PullRecords>,
 }
 
 impl GcConfig {
@@ -89,6 +92,7 @@ impl GcConfig {
             node_name: node_name.into(),
             call_timeout: Duration::from_secs(120),
             unknown_grace_seconds: 2,
+            pull_records: None,
         }
     }
 }

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::api::Time;
+use crate::image_pull::PullRecords;
 
 #[derive(Default)]
 struct Folders {
@@ -208,6 +209,11 @@ async fn images_are_removed_when_the_disk_is_full_and_never_in_use() {
     used.sort();
     fixture.runtime.add_image("old");
     fixture.pod("p", 0, &[("app", 1)]).await;
+    let folder = fixture.root.path().join("image_manager");
+    let records = PullRecords::new(&folder);
+    let all = fixture.runtime.images().into_iter().map(|image| image.id);
+    all.chain(["sha256:gone".to_owned()]).for_each(|id| records.put(&id));
+    fixture.collector.config.pull_records = Some(records.clone());
     // A threshold of zero is always reached, one of a hundred keeps the rest free.
     fixture.collector.config.policy.image_high_percent = 0;
     fixture.collector.config.policy.image_low_percent = 0;
@@ -216,11 +222,13 @@ async fn images_are_removed_when_the_disk_is_full_and_never_in_use() {
         too_young.to_string().starts_with("Insufficient free disk space on the node's image filesystem (")
     );
     assert_eq!(fixture.runtime.images().len(), 3, "an image that just came may be about to be used");
+    assert_eq!(records.recorded().len(), 3, "what is recorded of an image goes when it is gone");
     tokio::time::advance(Duration::from_secs(121)).await;
     let _ = fixture.collector.collect_images().await;
     let mut left: Vec<_> = fixture.runtime.images().into_iter().map(|image| image.id).collect();
     left.sort();
     assert_eq!(left, used, "the volume's image too");
+    assert_eq!(records.recorded().len(), 2);
     assert_eq!(fixture.events.snapshot()[0].reason, "FreeDiskSpaceFailed");
     // Far above what a disk can be, so that it is not looked at again soon.
     fixture.collector.config.policy.image_high_percent = 200;

@@ -12,6 +12,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use coracle_cri::v1::AuthConfig;
 use serde::Deserialize;
 
+use super::access::{PullSecret, credential_hash};
 use crate::api::Secret;
 
 /// Docker Hub's own name for itself in configuration files.
@@ -39,15 +40,38 @@ struct Entry {
     username: String,
     password: String,
     auth: String,
+    email: String,
+}
+
+/// One credential.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct Credential {
+    pub(super) username: String,
+    pub(super) password: String,
+    /// Whose it is; none if it serves every pod of the node.
+    pub(super) secret: Option<PullSecret>,
+}
+
+impl Credential {
+    /// For the runtime.
+    pub(super) fn auth(&self) -> AuthConfig {
+        let (username, password) = (self.username.clone(), self.password.clone());
+        AuthConfig { username, password, ..AuthConfig::default() }
+    }
 }
 
 /// Credentials by what they are for.
 #[derive(Default)]
-pub(super) struct Keyring(BTreeMap<String, Vec<AuthConfig>>);
+pub(super) struct Keyring(BTreeMap<String, Vec<Credential>>);
 
 impl Keyring {
-    /// Adds what a secret of either Docker type holds; secrets of other types hold nothing.
-    pub(super) fn add_secret(&mut self, secret: &Secret) -> Result<(), CredentialError> {
+    /// Adds what a secret of either Docker type holds; secrets of other types hold nothing. Pods know it by
+    /// `namespace` and `name`.
+    pub(super) fn add_secret(
+        &mut self,
+        (namespace, name): (&str, &str),
+        secret: &Secret,
+    ) -> Result<(), CredentialError> {
         let bytes = |key: &str| secret.data.get(key).map(|value| &value.0[..]).filter(|b| !b.is_empty());
         let entries = match secret.r#type.as_str() {
             "kubernetes.io/dockerconfigjson" => match bytes(".dockerconfigjson") {
@@ -60,35 +84,47 @@ impl Keyring {
             },
             _ => return Ok(()),
         };
-        self.add_entries(entries)
+        self.add_entries(entries, |entry| {
+            Some(PullSecret {
+                uid: secret.metadata.uid.to_string(),
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                credential_hash: credential_hash(&entry.username, &entry.password, &entry.email),
+            })
+        })
     }
 
     /// Adds what Docker's config.json holds.
     pub(super) fn add_docker_config(&mut self, json: &[u8]) -> Result<(), CredentialError> {
-        self.add_entries(parse::<DockerConfigJson>("config.json", json)?.auths)
+        self.add_entries(parse::<DockerConfigJson>("config.json", json)?.auths, |_| None)
     }
 
-    fn add_entries(&mut self, entries: BTreeMap<String, Entry>) -> Result<(), CredentialError> {
+    fn add_entries(
+        &mut self,
+        entries: BTreeMap<String, Entry>,
+        source: impl Fn(&Entry) -> Option<PullSecret>,
+    ) -> Result<(), CredentialError> {
         for (registry, entry) in entries {
-            let auth = credentials(&registry, entry)?;
-            self.add(&registry, auth);
+            let entry = decoded(&registry, entry)?;
+            let secret = source(&entry);
+            self.add(&registry, Credential { username: entry.username, password: entry.password, secret });
         }
         Ok(())
     }
 
     /// Adds one credential for a registry.
-    pub(super) fn add(&mut self, registry: &str, auth: AuthConfig) {
-        self.0.entry(key_of(registry)).or_default().push(auth);
+    pub(super) fn add(&mut self, registry: &str, credential: Credential) {
+        self.0.entry(key_of(registry)).or_default().push(credential);
     }
 
     /// What to ask with for an image of this registry and repository, best first.
-    pub(super) fn lookup(&self, repository: &str) -> Vec<AuthConfig> {
-        let found: Vec<AuthConfig> = self
+    pub(super) fn lookup(&self, repository: &str) -> Vec<Credential> {
+        let found: Vec<Credential> = self
             .0
             .iter()
             .rev()
             .filter(|(key, _)| matches(key, repository))
-            .flat_map(|(_, auths)| auths.clone())
+            .flat_map(|(_, credentials)| credentials.clone())
             .collect();
         if !found.is_empty() || !repository.starts_with("docker.io/") {
             return found;
@@ -106,20 +142,19 @@ fn parse<T: for<'de> Deserialize<'de>>(key: &'static str, data: &[u8]) -> Result
     })
 }
 
-fn credentials(registry: &str, entry: Entry) -> Result<AuthConfig, CredentialError> {
-    let (username, password) = if entry.auth.is_empty() {
-        (entry.username, entry.password)
-    } else {
+/// The entry with what its `auth` field says, if it has one.
+fn decoded(registry: &str, mut entry: Entry) -> Result<Entry, CredentialError> {
+    if !entry.auth.is_empty() {
         const LENIENT: GeneralPurposeConfig =
             GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
-        GeneralPurpose::new(&STANDARD, LENIENT)
+        (entry.username, entry.password) = GeneralPurpose::new(&STANDARD, LENIENT)
             .decode(entry.auth.trim())
             .ok()
             .and_then(|bytes| String::from_utf8(bytes).ok())
             .and_then(|text| text.split_once(':').map(|(user, password)| (user.into(), password.into())))
-            .ok_or_else(|| CredentialError::Auth { registry: registry.to_owned() })?
-    };
-    Ok(AuthConfig { username, password, ..AuthConfig::default() })
+            .ok_or_else(|| CredentialError::Auth { registry: registry.to_owned() })?;
+    }
+    Ok(entry)
 }
 
 /// Host and path of an entry, without scheme and the version that Docker's own entry ends in.
@@ -211,13 +246,13 @@ mod tests {
         for registry in registries {
             let data =
                 format!(r#"{{"auths": {{"{registry}": {{"username": "{registry}", "password": "p"}}}}}}"#);
-            keyring.add_secret(&secret("dockerconfigjson", ".dockerconfigjson", &data)).unwrap();
+            keyring.add_secret(("d", "s"), &secret("dockerconfigjson", ".dockerconfigjson", &data)).unwrap();
         }
         keyring
     }
 
     fn users(registries: &[&str], repository: &str) -> Vec<String> {
-        keyring(registries).lookup(repository).into_iter().map(|auth| auth.username).collect()
+        keyring(registries).lookup(repository).into_iter().map(|found| found.username).collect()
     }
 
     #[test]
@@ -263,18 +298,20 @@ mod tests {
         // user:pass:word, once padded and once not.
         for auth in ["dXNlcjpwYXNzOndvcmQ=", "dXNlcjpwYXNzOndvcmQ"] {
             let data = format!(r#"{{"r.x": {{"auth": "{auth}", "email": "e"}}}}"#);
-            keyring.add_secret(&secret("dockercfg", ".dockercfg", &data)).unwrap();
+            keyring.add_secret(("d", "s"), &secret("dockercfg", ".dockercfg", &data)).unwrap();
         }
-        keyring.add_secret(&secret("tls", ".dockercfg", "not read")).unwrap();
+        keyring.add_secret(("d", "s"), &secret("tls", ".dockercfg", "not read")).unwrap();
         let found = keyring.lookup("r.x/app");
         assert_eq!(found.len(), 2);
-        assert!(found.iter().all(|auth| (&*auth.username, &*auth.password) == ("user", "pass:word")));
+        assert!(found.iter().all(|found| (&*found.username, &*found.password) == ("user", "pass:word")));
+        let hash = credential_hash("user", "pass:word", "e");
+        assert!(found.iter().all(|found| found.secret.as_ref().unwrap().credential_hash == hash));
     }
 
     #[test]
     fn errors_do_not_repeat_what_they_are_about() {
         let error = |kind: &str, key: &str, data: &str| {
-            Keyring::default().add_secret(&secret(kind, key, data)).unwrap_err().to_string()
+            Keyring::default().add_secret(("d", "s"), &secret(kind, key, data)).unwrap_err().to_string()
         };
         assert_eq!(
             error("dockerconfigjson", ".dockerconfigjson", "{hunter2"),

@@ -10,11 +10,10 @@ use std::process::Stdio;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use coracle_cri::v1::AuthConfig;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
 
-use super::credentials::{Keyring, matches_registry};
+use super::credentials::{Credential, Keyring, matches_registry};
 use crate::clock::Clock;
 
 const CONFIG_VERSION: &str = "kubelet.config.k8s.io/v1";
@@ -184,7 +183,7 @@ struct Login {
 }
 
 /// Credentials by what they are for.
-type Logins = Vec<(String, AuthConfig)>;
+type Logins = Vec<(String, Credential)>;
 
 /// Asks plugins and remembers what they said.
 #[derive(Default)]
@@ -199,8 +198,9 @@ impl Plugins {
         Self { providers: providers.0, answers: Mutex::default() }
     }
 
-    /// Adds what the plugins know for an image; one that fails is told in the log and left out.
-    pub(super) async fn add_to(&self, keyring: &mut Keyring, image: &str, repository: &str, clock: &Clock) {
+    /// What the plugins know for an image; one that fails is told in the log and left out.
+    pub(super) async fn keyring(&self, image: &str, repository: &str, clock: &Clock) -> Keyring {
+        let mut keyring = Keyring::default();
         for provider in &self.providers {
             if !provider.config.match_images.iter().any(|pattern| matches_registry(pattern, repository)) {
                 continue;
@@ -220,10 +220,11 @@ impl Plugins {
                     }
                 },
             };
-            for (registry, auth) in logins {
-                keyring.add(&registry, auth);
+            for (registry, credential) in logins {
+                keyring.add(&registry, credential);
             }
         }
+        keyring
     }
 
     fn remembered(
@@ -261,9 +262,9 @@ impl Plugins {
             other => return Err(format!("it answers with the unknown cacheKeyType {other:?}")),
         };
         let login = |(registry, login): (String, Login)| {
-            let auth =
-                AuthConfig { username: login.username, password: login.password, ..AuthConfig::default() };
-            (registry, auth)
+            // Without a pod's token a plugin speaks for the node.
+            let Login { username, password } = login;
+            (registry, Credential { username, password, secret: None })
         };
         let logins: Logins = answer.auth.unwrap_or_default().into_iter().map(login).collect();
         let keep = answer.cache_duration.as_deref().and_then(parse_duration).unwrap_or(provider.keep);
@@ -348,13 +349,10 @@ mod tests {
         let clock = Clock::system();
         for image in ["registry.acme.example/a:1", "registry.acme.example/b:1"] {
             let repository = image.split(':').next().unwrap();
-            let mut keyring = Keyring::default();
-            plugins.add_to(&mut keyring, image, repository, &clock).await;
-            let found = keyring.lookup(repository);
+            let found = plugins.keyring(image, repository, &clock).await.lookup(repository);
             assert_eq!((found[0].username.as_str(), found[0].password.as_str()), ("u", "p"));
         }
-        let mut keyring = Keyring::default();
-        plugins.add_to(&mut keyring, "docker.io/library/a", "docker.io/library/a", &clock).await;
+        let keyring = plugins.keyring("docker.io/library/a", "docker.io/library/a", &clock).await;
         assert!(keyring.lookup("docker.io/library/a").is_empty());
         assert_eq!(std::fs::read_to_string(dir.path().join("count")).unwrap(), "asked\n");
 

@@ -28,6 +28,21 @@ impl Fixture {
         Self { runtime, objects, events, puller: Arc::new(puller) }
     }
 
+    /// A node that records its pulls in a folder.
+    fn recording(folder: &std::path::Path) -> Self {
+        Self::with(ImagePullConfig { records: Some(folder.to_owned()), ..ImagePullConfig::default() })
+    }
+
+    /// The agent's next run, on the same runtime.
+    async fn restarted(&self, verification: VerificationPolicy) -> ImagePuller {
+        let config = ImagePullConfig { verification, ..self.puller.config.clone() };
+        let (images, objects) = (Arc::new(self.runtime.clone()), self.objects.clone());
+        let puller =
+            ImagePuller::new(images, objects, self.events.clone(), self.puller.clock.clone(), config);
+        puller.settle().await;
+        puller
+    }
+
     async fn ensure(&self, image: &str, policy: &str) -> Result<ImageRef, PullError> {
         let pod = pod("web", image, policy);
         self.puller.ensure(&pod, &pod.spec.containers[0], &PodSandboxConfig::default()).await
@@ -263,4 +278,113 @@ async fn a_pull_that_nobody_waits_for_is_given_up_and_one_that_never_ends_fails(
         second.message,
         "rpc error: code = DeadlineExceeded desc = PullImage did not end within 1h0m0s"
     );
+}
+
+fn pod_with_secret(name: &str, image: &str, secret: &str) -> Pod {
+    let mut pod = pod(name, image, "IfNotPresent");
+    pod.spec.image_pull_secrets = vec![LocalObjectReference { name: secret.to_owned() }];
+    pod
+}
+
+async fn ensure(puller: &ImagePuller, pod: &Pod) -> Result<ImageRef, PullError> {
+    puller.ensure(pod, &pod.spec.containers[0], &PodSandboxConfig::default()).await
+}
+
+/// A docker config for the registry `r.x`.
+fn login(user: &str, password: &str) -> String {
+    format!(r#"{{"auths": {{"r.x": {{"username": "{user}", "password": "{password}"}}}}}}"#)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_present_image_is_only_for_who_has_its_credentials() {
+    let dir = tempfile::tempdir().unwrap();
+    let fixture = Fixture::recording(dir.path());
+    fixture.runtime.require_credentials("r.x/app", "u", "p");
+    let add = |name: &str, data: &str| {
+        fixture.add_secret(name, "kubernetes.io/dockerconfigjson", ".dockerconfigjson", data);
+    };
+    add("good", &login("u", "p"));
+    let owner = pod_with_secret("owner", "r.x/app", "good");
+    ensure(&fixture.puller, &owner).await.unwrap();
+    ensure(&fixture.puller, &owner).await.unwrap();
+    assert_eq!(fixture.runtime.pulls().len(), 1);
+
+    // Who has no credentials has to ask the registry, and backs off when it says no.
+    let stranger = pod("stranger", "r.x/app", "IfNotPresent");
+    let refused = ensure(&fixture.puller, &stranger).await.unwrap_err();
+    assert_eq!(refused.reason, "ErrImagePull");
+    assert_eq!(fixture.runtime.pulls().len(), 2);
+    assert_eq!(ensure(&fixture.puller, &stranger).await.unwrap_err().reason, "ImagePullBackOff");
+    let never = pod("never", "r.x/app", "Never");
+    let refused = ensure(&fixture.puller, &never).await.unwrap_err();
+    assert_eq!(refused.reason, "ErrImageNeverPull");
+    assert_eq!(refused.message, "Container image \"r.x/app\" is not present with pull policy of Never");
+    assert!(fixture.events().iter().any(|event| *event == format!("Warning ErrImageNeverPull {refused}")));
+    assert_eq!(fixture.runtime.pulls().len(), 2);
+
+    // The same login by another Secret, and the Secret with a new password, need no registry.
+    fixture.runtime.refuse_pull("r.x/app", Status::unavailable("offline"));
+    add("copy", &login("u", "p"));
+    ensure(&fixture.puller, &pod_with_secret("copy", "r.x/app", "copy")).await.unwrap();
+    add("good", &login("u", "new"));
+    ensure(&fixture.puller, &owner).await.unwrap();
+    add("later", &login("u", "new"));
+    ensure(&fixture.puller, &pod_with_secret("later", "r.x/app", "later")).await.unwrap();
+    add("bad", &login("x", "y"));
+    ensure(&fixture.puller, &pod_with_secret("bad", "r.x/app", "bad")).await.unwrap_err();
+
+    // All of that holds after a reboot with no network.
+    let next = fixture.restarted(VerificationPolicy::default()).await;
+    for secret in ["good", "copy", "later"] {
+        ensure(&next, &pod_with_secret("rebooted", "r.x/app", secret)).await.unwrap();
+    }
+    ensure(&next, &stranger).await.unwrap_err();
+    let lax = fixture.restarted(VerificationPolicy::NeverVerify).await;
+    ensure(&lax, &stranger).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn images_without_credentials_and_preloaded_ones_are_for_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let fixture = Fixture::recording(dir.path());
+    fixture.runtime.add_image("r.x/loaded");
+    fixture.ensure("r.x/loaded", "Never").await.unwrap();
+    fixture.ensure("r.x/open", "IfNotPresent").await.unwrap();
+    let other = pod("other", "r.x/open", "Never");
+    ensure(&fixture.puller, &other).await.unwrap();
+    assert_eq!(fixture.runtime.pulls().len(), 1);
+    let strict = fixture.restarted(VerificationPolicy::AlwaysVerify).await;
+    ensure(&strict, &other).await.unwrap();
+    ensure(&strict, &pod("web", "r.x/loaded", "Never")).await.unwrap_err();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pull_that_a_crash_cut_off_leaves_no_preloaded_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let fixture = Fixture::recording(dir.path());
+    let records = fixture.puller.records().unwrap();
+    for image in ["r.x/came", "r.x/came-not"] {
+        std::mem::forget(records.begin(image).await.unwrap());
+    }
+    fixture.runtime.add_image("r.x/came");
+    let next = fixture.restarted(VerificationPolicy::default()).await;
+    assert!(records.unfinished().is_empty());
+    ensure(&next, &pod("web", "r.x/came", "Never")).await.unwrap_err();
+    fixture.runtime.add_image("r.x/came-not");
+    ensure(&next, &pod("web", "r.x/came-not", "Never")).await.unwrap();
+    // The registry's word settles it.
+    ensure(&next, &pod("web", "r.x/came", "IfNotPresent")).await.unwrap();
+    ensure(&next, &pod("web", "r.x/came", "Never")).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_pulled_that_could_not_be_recorded() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("pulling"), "not a folder").unwrap();
+    let fixture = Fixture::recording(dir.path());
+    let failed = fixture.ensure("r.x/app", "IfNotPresent").await.unwrap_err();
+    assert_eq!(failed.reason, "ErrImagePull");
+    let words = "Failed to record image pull intent for container image \"r.x/app\": ";
+    assert!(failed.message.starts_with(words), "{failed}");
+    assert!(fixture.runtime.pulls().is_empty());
 }

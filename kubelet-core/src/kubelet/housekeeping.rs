@@ -18,6 +18,7 @@ use super::PodViews;
 use crate::clock::Clock;
 use crate::events::EventRecorder;
 use crate::gc::{GarbageCollector, GcConfig, GcPolicy, GcTrigger};
+use crate::image_pull::PullRecords;
 use crate::log_rotation::{LogPolicy, LogRotation, LogTrigger};
 use crate::resources::PodResources;
 use crate::source::PodSet;
@@ -58,6 +59,7 @@ pub(super) struct Inputs {
     pub(super) log_root: PathBuf,
     pub(super) log_links: Option<PathBuf>,
     pub(super) sources_seen: watch::Receiver<bool>,
+    pub(super) pull_records: Option<PullRecords>,
 }
 
 /// Starts the tasks; returns what makes the collector look.
@@ -77,6 +79,7 @@ pub(super) fn spawn(tasks: &mut JoinSet<()>, config: HousekeepingConfig, inputs:
         policy: config.gc,
         pod_logs: inputs.log_root,
         log_links: inputs.log_links,
+        pull_records: inputs.pull_records,
         ..GcConfig::new(config.node_name)
     };
     let collector = GarbageCollector::new(

@@ -134,11 +134,13 @@ async fn follow_services(
 struct Metadata {
     name: String,
     namespace: String,
+    /// Of a Secret, which the records of pulls know by it.
+    uid: Arc<str>,
 }
 
 impl From<Metadata> for ObjectMeta {
-    fn from(Metadata { name, namespace }: Metadata) -> Self {
-        Self { name, namespace, ..Self::default() }
+    fn from(Metadata { name, namespace, uid }: Metadata) -> Self {
+        Self { name, namespace, uid, ..Self::default() }
     }
 }
 
@@ -165,6 +167,7 @@ impl Object for Payload<ByteString> {
 impl From<Payload<String>> for ConfigMap {
     fn from(Payload { metadata, immutable, data, binary_data, .. }: Payload<String>) -> Self {
         let (data, binary_data) = (data.unwrap_or_default(), binary_data.unwrap_or_default());
+        let metadata = Metadata { uid: Arc::default(), ..metadata };
         Self { metadata: metadata.into(), immutable, data, binary_data, ..Self::default() }
     }
 }

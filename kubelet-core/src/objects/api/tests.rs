@@ -74,6 +74,16 @@ async fn an_object_is_followed_while_a_pod_refers_to_it() {
 }
 
 #[tokio::test]
+async fn a_secret_is_known_by_its_uid() {
+    let (api, objects) = served().await;
+    let secret = json!({"metadata": {"name": "s", "namespace": "d", "uid": "u-s"}, "type": "Opaque"});
+    api.put("/api/v1/secrets", secret);
+    objects.settle(&pod("one", json!({"imagePullSecrets": [{"name": "s"}]}))).await;
+    until(&objects, || objects.secret("d", "s").is_some()).await;
+    assert_eq!(&*objects.secret("d", "s").unwrap().metadata.uid, "u-s");
+}
+
+#[tokio::test]
 async fn a_server_that_does_not_know_of_the_pod_yet_is_asked_again_soon() {
     let (api, objects) = served().await;
     api.put(MAPS, map("m", "1"));
