@@ -54,6 +54,8 @@ cargo xtask COMMAND
   cluster-test   the tests that need such a cluster
   runtime-test [FILTER]
                  the tests of pods from a folder with containerd as runtime: Debian's, and the newest of the peers
+  maker-test [PATH…]
+                 the runtime's tests with other OCI runtimes: Debian's runc, runc and nvidia-container-runtime of the peers
   shim-test [FILTER]
                  our shim under containerd, 1.6 and 2.4, and containerd's shim under our runtime
   streaming-peers [FILTER]
@@ -80,6 +82,7 @@ fn main() -> Result<()> {
         ["ci"] => ci::run(),
         ["cluster-test", filter @ ..] => test::with_cluster(filter),
         ["runtime-test", filter @ ..] => test::on_other_runtimes(filter),
+        ["maker-test", paths @ ..] => test::with_makers(paths),
         ["shim-test", filter @ ..] => test::with_shims(filter),
         ["streaming-peers", filter @ ..] => test::with_streaming_peers(filter),
         ["peers", names @ ..] => peers::run(names),

@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use coracle_integration_tests::Executables;
-use coracle_integration_tests::peers::{CONTROL_PLANE, CRI_TOOLS, REFERENCE_NODE};
+use coracle_integration_tests::peers::{CONTROL_PLANE, CRI_TOOLS, MAKERS, REFERENCE_NODE};
 
 use crate::{artifacts, peers, process, setup};
 
@@ -35,7 +35,7 @@ fn with_small<'a>(command: &'a mut Command, small: &Executables) -> &'a mut Comm
     command.env("CORACLE_SHIM", &small.shim).env("CORACLE_EXAMPLE", &small.example)
 }
 
-/// A run of these test programs of the integration tests; what is added goes to the programs.
+/// A run of these test programs of the workspace; what is added goes to the programs.
 fn integration(names: &[&str]) -> Command {
     let mut command = process::command("cargo", [&TEST[..], &["--no-fail-fast"]].concat());
     command.args(names.iter().flat_map(|name| ["--test", name])).arg("--");
@@ -75,6 +75,28 @@ pub(crate) fn on_other_runtimes(filter: &[&str]) -> Result<()> {
         let mut command = integration(&["pods"]);
         command.args(filter).env("CORACLE_TEST_RUNTIME", runtime);
         process::run(with_small(&mut command, &small))?;
+    }
+    Ok(())
+}
+
+/// The runtime's test programs in which containers of every kind are made, adopted and killed.
+pub(crate) const MAKER_TESTS: &[&str] =
+    &["service_run", "service_namespaces", "service_adopt", "service_kill"];
+
+/// The runtime's tests with makers by path: those given, or Debian's runc and those of the peers.
+pub(crate) fn with_makers(paths: &[&str]) -> Result<()> {
+    setup::run()?;
+    let small = artifacts::build_small()?;
+    let mut makers: Vec<String> = paths.iter().map(|path| (*path).to_owned()).collect();
+    if makers.is_empty() {
+        makers.push("/usr/sbin/runc".to_owned());
+        makers.extend(peers::ensure(MAKERS)?);
+    }
+    for maker in makers {
+        let version = process::output(&mut process::command(&maker, ["--version"]))?;
+        println!("with {maker}: {}", version.lines().collect::<Vec<_>>().join(", "));
+        let mut command = integration(&[MAKER_TESTS, &["service_streaming"]].concat());
+        process::run(with_small(&mut command, &small).env("CORACLE_TEST_MAKER", &maker))?;
     }
     Ok(())
 }

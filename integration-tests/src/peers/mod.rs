@@ -33,6 +33,8 @@ pub const REFERENCE_NODE: &[&str] = &[
 ];
 /// What every node's pods get their network from.
 pub const CNI: &[&str] = &["bridge", "host-local", "loopback", "portmap"];
+/// OCI runtimes that make containers in the place of our maker, besides Debian's.
+pub const MAKERS: &[&str] = &["runc", "nvidia-container-runtime"];
 /// What judges a runtime, and the runtime that is the reference.
 pub const CRI_TOOLS: &[&str] =
     &["crictl", "critest", "registry", "pause", "containerd", "containerd-shim-runc-v2", "runc"];

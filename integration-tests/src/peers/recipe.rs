@@ -99,6 +99,18 @@ pub(super) const MODULES: &[Module] = &[
         ],
     },
     Module {
+        name: "nvidia-container-toolkit",
+        of: "github.com/NVIDIA/nvidia-container-toolkit",
+        variables: &["github.com/NVIDIA/nvidia-container-toolkit/internal/info.version={version}"],
+        products: &[Product {
+            compiler: Compiler::Cgo,
+            ..go(
+                "nvidia-container-runtime",
+                "github.com/NVIDIA/nvidia-container-toolkit/cmd/nvidia-container-runtime",
+            )
+        }],
+    },
+    Module {
         name: "metrics-server",
         of: "sigs.k8s.io/metrics-server",
         variables: &["sigs.k8s.io/metrics-server/pkg/version.gitVersion={version}"],
