@@ -105,7 +105,8 @@ async fn a_killed_shim_takes_its_containers_with_it_and_says_so() {
             }
         }
     };
-    assert_eq!(tokio::time::timeout(std::time::Duration::from_secs(10), stopped).await.unwrap(), id);
+    let limit = service_support::patient(std::time::Duration::from_secs(10));
+    assert_eq!(tokio::time::timeout(limit, stopped).await.unwrap(), id);
     assert_eq!(node.status(&unharmed).await.state(), ContainerState::ContainerRunning);
     node.remove_sandbox(&sandbox).await;
     // The name is free again: the pod is made anew.
@@ -215,7 +216,7 @@ async fn half_made_and_unreadable_things_are_torn_down() {
     node.remove_sandbox(&whole).await;
     // A torn record cannot tell the pod's cgroup, which stays, empty, for the kubelet to remove.
     let pods = format!("{}/pods", node.cgroup.trim_start_matches('/'));
-    for tree in service_support::entries(std::path::Path::new("/sys/fs/cgroup")) {
+    for tree in service_support::cgroup_trees() {
         let _ = fs::remove_dir(tree.join(&pods).join("torn"));
     }
     node.finish().await;

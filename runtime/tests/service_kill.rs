@@ -164,7 +164,7 @@ fn markers(node: &Node) -> BTreeMap<String, usize> {
 async fn check(node: &Node, round: usize) {
     let request = ListContainersRequest::default();
     let containers = node.runtime().list_containers(request).await.unwrap().containers;
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + service_support::patient(Duration::from_secs(20));
     loop {
         let running = markers(node);
         let mut expected = BTreeMap::new();

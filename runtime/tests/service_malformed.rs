@@ -77,7 +77,7 @@ fn strays(node: &Node, mark: &str) -> Vec<PathBuf> {
         vec!["/".into(), "/tmp".into(), "/run".into(), "/proc/sys".into(), std::env::current_dir().unwrap()];
     roots.extend(node.dir.path().ancestors().map(Path::to_owned));
     let mut found: Vec<PathBuf> = roots.iter().flat_map(|root| service_support::entries(root)).collect();
-    let hierarchies = service_support::entries(Path::new("/sys/fs/cgroup"));
+    let hierarchies = service_support::cgroup_trees();
     found.extend(hierarchies.iter().flat_map(|root| service_support::entries(root)));
     found.retain(|path| path.to_string_lossy().contains(mark));
     found.sort();

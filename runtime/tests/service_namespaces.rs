@@ -76,7 +76,7 @@ async fn host_pid_sees_the_node_and_leaves_no_process_behind() {
     assert_eq!(link, host_namespace("pid"));
     let cgroup = format!("{}/pods/sees/{id}/cgroup.procs", node.cgroup.trim_start_matches('/'));
     node.stop_container(&id, 0).await;
-    for tree in service_support::entries(std::path::Path::new("/sys/fs/cgroup")) {
+    for tree in service_support::cgroup_trees() {
         assert_eq!(fs::read_to_string(tree.join(&cgroup)).unwrap_or_default(), "");
     }
     node.remove_sandbox(&sandbox).await;
@@ -140,7 +140,7 @@ async fn usage_is_told_and_limits_change_while_it_runs() {
     };
     let mut new = fs::File::open(bundle.join("config.json")).unwrap();
     assert_eq!((limit(&mut reader), limit(&mut new)), (64, 96));
-    let limits: Vec<String> = service_support::entries(std::path::Path::new("/sys/fs/cgroup"))
+    let limits: Vec<String> = service_support::cgroup_trees()
         .iter()
         .map(|tree| tree.join(format!("{}/pods/measured/{id}", node.cgroup.trim_start_matches('/'))))
         .flat_map(|dir| [dir.join("memory.limit_in_bytes"), dir.join("memory.max")])

@@ -49,21 +49,26 @@ pub(crate) struct Tests {
     pub(crate) helpers: Vec<PathBuf>,
 }
 
-/// Builds the test programs of these packages for any Linux of this architecture.
-pub(crate) fn static_tests(packages: &[&str]) -> Result<Tests> {
+/// Builds the test programs that these command lines begin with, and the executables of their packages, for any Linux
+/// of this architecture.
+pub(crate) fn static_tests(commands: &[String]) -> Result<Tests> {
     let (mut cargo, _) = static_build()?;
-    let packages = packages.iter().flat_map(|package| ["--package", package]);
-    tests_by(cargo(&packages.collect::<Vec<_>>()))
+    // Always both packages, so that what they stand on has the same features whichever tests are asked for.
+    let mut build = cargo(&["--package", "coracle-integration-tests", "--package", "coracle-runtime"]);
+    build.args(
+        commands.iter().filter_map(|command| command.split(' ').next()).flat_map(|name| ["--test", name]),
+    );
+    tests_by(build)
 }
 
 /// Builds every test program as `test` runs it, and the executables beside them.
 pub(crate) fn tests() -> Result<Tests> {
-    tests_by(process::command("cargo", ["build", "--quiet", "--workspace"]))
+    tests_by(process::command("cargo", ["build", "--quiet", "--workspace", "--tests", "--bins"]))
 }
 
 fn tests_by(mut build: Command) -> Result<Tests> {
     let mut tests = Tests { programs: Vec::new(), helpers: Vec::new() };
-    build.args(["--all-features", "--tests", "--bins", "--message-format", "json"]);
+    build.args(["--all-features", "--message-format", "json"]);
     for message in process::output(&mut build)?.lines() {
         let message: serde_json::Value =
             serde_json::from_str(message).context("cargo says what is not JSON")?;

@@ -35,8 +35,9 @@ cargo xtask COMMAND
                  libFuzzer on the parsers of references, manifests, tars and streams, ten minutes each
   old-kernel [NAME]
                  the tests with runc as maker, without the system calls that came after Linux 4.9
-  guest [--systemd] [--cgroup-v1] [--kernel-arg WORD] [--test NAME]
-                 the whole node in a virtual machine: cgroups of version 2, systemd, no memory controller
+  guest [--systemd] [--cgroup-v1] [--kernel-arg WORD] [--maker PATH] [--test NAME]
+                 the whole node in a virtual machine: cgroups of version 2, systemd, no memory controller;
+                 with --maker the runtime's tests with an OCI runtime of the guest, such as /usr/bin/crun
   bench local    pods from a folder: memory, idle cost, start times
   bench node     a joined node beside kubelet and containerd: memory, idle cost, start times [--node KIND]
   bench pull     pull and unpack of a 200 MB image beside Debian's containerd

@@ -1,6 +1,7 @@
 //! A runtime with folders, cgroups and an image of its own, for tests that run real pods.
 //!
-//! `$CORACLE_SHIM` names the shim, `$CORACLE_TEST_MAKER` an OCI runtime instead of our own.
+//! `$CORACLE_SHIM` names the shim, `$CORACLE_TEST_MAKER` an OCI runtime instead of our own, `$CORACLE_TEST_PATIENCE`
+//! says how many times slower than usual this machine is, such as one with an emulated processor.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 #![allow(clippy::print_stderr, reason = "what a failed test left is told")]
 #![allow(clippy::unwrap_used, reason = "tests say what they expect with unwrap")]
@@ -277,7 +278,7 @@ impl Node {
                 .iter()
                 .map(|path| format!("layer {}", path.display())),
         );
-        for tree in entries(Path::new("/sys/fs/cgroup")) {
+        for tree in cgroup_trees() {
             let pods = tree.join(self.cgroup.trim_start_matches('/')).join("pods");
             left.extend(
                 entries(&pods)
@@ -326,7 +327,7 @@ impl Node {
             |line: &str| line.split(' ').nth(4).is_some_and(|point| Path::new(point).starts_with(&state));
         let left: Vec<&str> = mounts.lines().filter(|line| here(line)).collect();
         assert!(left.is_empty(), "a runtime that holds nothing leaves {left:?}");
-        for tree in entries(Path::new("/sys/fs/cgroup")) {
+        for tree in cgroup_trees() {
             remove_cgroup(&tree.join(self.cgroup.trim_start_matches('/')));
         }
     }
@@ -342,7 +343,7 @@ impl Drop for Node {
             }
             eprintln!("shim log: {}", fs::read_to_string(state.join("shim.log")).unwrap_or_default());
         }
-        for tree in entries(Path::new("/sys/fs/cgroup")) {
+        for tree in cgroup_trees() {
             let dir = tree.join(self.cgroup.trim_start_matches('/'));
             for _ in 0..50 {
                 let pids = members(&dir);
@@ -417,18 +418,31 @@ pub fn script_container(sandbox: &PodSandboxConfig, name: &str, script: &str) ->
     }
 }
 
+/// The roots of all trees of cgroups: one on version 2, one for each controller on version 1.
+pub fn cgroup_trees() -> Vec<PathBuf> {
+    let root = PathBuf::from("/sys/fs/cgroup");
+    if root.join("cgroup.controllers").exists() { vec![root] } else { entries(&root) }
+}
+
+/// A limit of time, as long as it must be on this machine.
+pub fn patient(limit: Duration) -> Duration {
+    let times = std::env::var("CORACLE_TEST_PATIENCE").map_or(1, |times| times.parse().unwrap());
+    limit * times
+}
+
 /// Waits for `check` to give something, at most 30 seconds.
 pub async fn until<T, F, Fut>(what: &str, mut check: F) -> T
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = Option<T>>,
 {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let limit = patient(Duration::from_secs(30));
+    let deadline = Instant::now() + limit;
     loop {
         if let Some(found) = check().await {
             return found;
         }
-        assert!(Instant::now() < deadline, "waited 30 s for {what}");
+        assert!(Instant::now() < deadline, "waited {limit:?} for {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::test::MAKER_TESTS;
 use crate::{artifacts, setup};
 
 /// How long a guest may take: the processor is emulated, and may be shared with a build.
@@ -25,6 +26,8 @@ pub(crate) struct Options {
     systemd: bool,
     /// The guest's cgroups are those of version 1.
     cgroup_v1: bool,
+    /// The OCI runtime of the guest that makes the containers of the runtime's tests, in the place of our own.
+    maker: Option<String>,
     /// Further words of the kernel's command line.
     kernel_arguments: Vec<String>,
     /// Test programs to run instead of those that fit the guest.
@@ -41,6 +44,7 @@ impl Options {
             match *word {
                 "--systemd" => options.systemd = true,
                 "--cgroup-v1" => options.cgroup_v1 = true,
+                "--maker" => options.maker = Some(value()?),
                 "--kernel-arg" => options.kernel_arguments.push(value()?),
                 "--test" => options.tests.push(value()?),
                 other => bail!("guest does not know {other}"),
@@ -55,7 +59,9 @@ impl Options {
             return self.tests.clone();
         }
         let lacks_memory = self.kernel_arguments.iter().any(|word| word == "cgroup_disable=memory");
-        let programs: &[&str] = if self.systemd {
+        let programs: &[&str] = if self.maker.is_some() {
+            MAKER_TESTS
+        } else if self.systemd {
             &["systemd --ignored"]
         } else if lacks_memory {
             &["no_memory_controller --ignored"]
@@ -72,24 +78,13 @@ impl Options {
         };
         programs.iter().map(|program| (*program).to_owned()).collect()
     }
-
-    /// The packages that those tests are in. Building the runtime's takes long, so only who asks for them has them.
-    fn packages(&self) -> &'static [&'static str] {
-        let of_runtime =
-            |name: &String| ["service_", "maker_", "image_"].iter().any(|part| name.starts_with(part));
-        if self.tests.iter().any(of_runtime) {
-            &["coracle-integration-tests", "coracle-runtime"]
-        } else {
-            &["coracle-integration-tests"]
-        }
-    }
 }
 
 /// Boots the guest and runs the tests in it.
 pub(crate) fn run(options: &Options) -> Result<()> {
     setup::for_guest()?;
     let built = artifacts::build_or_given()?;
-    let tests = artifacts::static_tests(options.packages())?;
+    let tests = artifacts::static_tests(&options.test_programs())?;
     let root = root::make()?;
     let disk = payload::make(&built, &tests, options)?;
     machine::run(&root, &disk, &options.kernel_arguments, LIMIT)

@@ -47,11 +47,14 @@ pub(super) fn make(built: &Executables, tests: &Tests, options: &Options) -> Res
         .context("cannot write the guest's unit")?;
     let list = options.test_programs().join("\n") + "\n";
     std::fs::write(tree.join("list"), list).context("cannot write the list of tests")?;
-    let settings = format!(
+    let mut settings = format!(
         "SYSTEMD={}\nCGROUP={}\n",
         if options.systemd { "yes" } else { "no" },
         if options.cgroup_v1 { "v1" } else { "v2" }
     );
+    if let Some(maker) = &options.maker {
+        settings.push_str(&format!("export CORACLE_TEST_MAKER={maker}\n"));
+    }
     std::fs::write(tree.join("settings"), settings).context("cannot write the guest's settings")?;
     let disk = folder.join("payload.img");
     make_disk(&tree, &disk, "1G")?;

@@ -9,16 +9,18 @@ use crate::process;
 /// Debian's release. Its kernel has what the built-in maker needs (Linux 5.12) and nothing newer than most devices.
 const SUITE: &str = "bookworm";
 
-/// What the node and its tests use, besides a Debian that boots. runc is the maker where a test asks for it.
+/// What the node and its tests use, besides a Debian that boots. runc and crun are makers where a test asks for them.
 const PACKAGES: &[&str] = &[
     "apparmor",
     "busybox-static",
     "containernetworking-plugins",
+    "crun",
     "dbus",
     "iproute2",
     "iptables",
     "kmod",
     "linux-image-cloud-amd64",
+    "procps",
     "runc",
     "systemd-sysv",
 ];

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Runs each line of the list as a test program with its arguments, and says how it ended.
+. /coracle/settings
 export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 export CORACLE_BIN=/coracle/bin/coracle CORACLE_SHIM=/coracle/bin/coracle-shim
 export CORACLE_EXAMPLE=/coracle/bin/example CARGO_TARGET_DIR=/var/tmp/coracle CORACLE_TEST_PATIENCE=5
