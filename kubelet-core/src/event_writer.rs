@@ -105,12 +105,14 @@ struct Writer {
     sent: u64,
     known: HashMap<Identity, Known>,
     buckets: HashMap<Arc<str>, Bucket>,
+    /// Events that were lost since the server took one.
+    lost: u64,
 }
 
 impl Writer {
     fn new(cluster: Cluster, node_name: String, clock: Clock) -> Self {
         let (known, buckets) = (HashMap::new(), HashMap::new());
-        Self { cluster, node_name, clock, retry: RETRY, sent: 0, known, buckets }
+        Self { cluster, node_name, clock, retry: RETRY, sent: 0, known, buckets, lost: 0 }
     }
 
     async fn send_all(&mut self, pending: &[Arc<Event>], events: &EventRecorder) {
@@ -159,8 +161,7 @@ impl Writer {
                 if error.code().is_some_and(|code| code < 500) {
                     tracing::debug!(reason = event.reason, %error, "the API server does not take an event");
                 } else {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::warn!(reason = event.reason, object = event.name, error, "an event is dropped");
+                    self.lose(event, &error);
                 }
                 return;
             }
@@ -168,6 +169,20 @@ impl Writer {
             if !events.snapshot().iter().any(|other| other.sequence == event.sequence) {
                 return;
             }
+        }
+        if self.lost > 0 {
+            tracing::info!(dropped = self.lost, "the API server takes events again");
+            self.lost = 0;
+        }
+    }
+
+    /// Tells of the first event that is dropped; the others are counted.
+    fn lose(&mut self, event: &Event, error: &ApiError) {
+        self.lost += 1;
+        if self.lost == 1 {
+            let error = error as &dyn std::error::Error;
+            let (reason, object) = (&event.reason, &event.name);
+            tracing::warn!(reason, object, error, "events are dropped until the API server takes one again");
         }
     }
 
@@ -274,6 +289,7 @@ mod tests {
         let mut writer =
             Writer { retry: Duration::from_millis(1), ..Writer::new(cluster, "n".to_owned(), clock) };
         writer.send_all(&events.snapshot(), &events).await;
+        assert_eq!(writer.lost, 0, "what was lost is forgotten once the server takes one");
         let written = api.objects(EVENTS).iter().map(|e| e["reason"].as_str().unwrap().to_owned()).collect();
         (written, api.seen().iter().filter(|seen| seen.method == http::Method::POST).count())
     }
