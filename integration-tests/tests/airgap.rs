@@ -67,7 +67,7 @@ fn a_private_image_is_for_who_has_its_secret_also_without_the_registry() {
     let image = TestImage::new()
         .layer(&Tarball::new().executable("example", &program).finish(), LayerCompression::Gzip)
         .config(serde_json::json!({"Entrypoint": ["/example"]}));
-    registry.push("private", "1", &image);
+    let digest = registry.push("private", "1", &image);
     let name = registry.name("private:1");
     let mut fixture = Fixture::start_with("private", Options { on_host_network: true, ..Options::default() });
     let login = serde_json::json!({"auths": {registry.host(): {"username": "robot", "password": "hunter2"}}});
@@ -88,10 +88,14 @@ fn a_private_image_is_for_who_has_its_secret_also_without_the_registry() {
     waits_for(&mut fixture, "stranger", &["ErrImagePull", "ImagePullBackOff"]);
     fixture.put("never.yaml", &private("never", &name, "Never", None));
     waits_for(&mut fixture, "never", &["ErrImageNeverPull"]);
+    // Nor does it help to name what is present by its digest.
+    let by_digest = format!("{}@{digest}", registry.name("private"));
+    fixture.put("digest.yaml", &private("digest", &by_digest, "IfNotPresent", None));
+    waits_for(&mut fixture, "digest", &["ErrImagePull", "ImagePullBackOff"]);
 
     drop(registry);
     fixture.node.terminate_agent().unwrap();
-    ["owner", "stranger", "never"].iter().for_each(|pod| fixture.remove(&format!("{pod}.yaml")));
+    ["owner", "stranger", "never", "digest"].iter().for_each(|pod| fixture.remove(&format!("{pod}.yaml")));
     fixture.node.start_agent().unwrap();
     fixture.wait_gone();
     fixture.put("again.yaml", &private("again", &name, "IfNotPresent", Some("key")));

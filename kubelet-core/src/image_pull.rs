@@ -37,6 +37,7 @@ use credentials::{Credential, Keyring};
 use providers::Plugins;
 pub use providers::{CredentialProviders, ProviderConfigError};
 pub(crate) use records::PullRecords;
+use verify::Attempt;
 use words::{criterion, go_duration, joined, rpc_text};
 
 /// How pulls go.
@@ -216,7 +217,7 @@ impl ImagePuller {
                 PullError { reason: "ImageInspectError", message, retry_at: None }
             })?;
             if let Some(image) = present
-                && self.may_use(&wish, &repository, &image.id).await
+                && self.may_use(&wish, &repository, &image).await
             {
                 let text = format!(
                     "Container image {requested:?} already present on machine and can be accessed by the pod"
@@ -353,6 +354,14 @@ impl ImagePuller {
                 },
                 None => None,
             };
+            let before = match intent {
+                Some(_) => {
+                    image_status(&*images, call_timeout, &spec).await.ok().flatten().map(|image| image.id)
+                }
+                None => None,
+            };
+            let mut attempt =
+                Attempt { intent, images: images.clone(), spec: spec.clone(), call_timeout, clock, before };
             let start = tokio::time::Instant::now();
             let mut errors = Vec::new();
             for credential in attempts {
@@ -364,16 +373,15 @@ impl ImagePuller {
                 match within(pull_timeout, "PullImage", images.pull_image(request)).await {
                     Ok(response) => {
                         let took = start.elapsed();
-                        if let Some(intent) = intent {
-                            let access = Access::by(credential.and_then(|credential| credential.secret));
-                            intent.pulled(&response.image_ref, access, clock.now().wall()).await;
-                        }
+                        let access = Access::by(credential.and_then(|credential| credential.secret));
+                        attempt.pulled(&response.image_ref, access).await;
                         let image = describe(&*images, call_timeout, &spec, response.image_ref).await;
                         return Arc::new(Ok(Pulled { image, took }));
                     }
                     Err(status) => errors.push(status),
                 }
             }
+            attempt.failed(&errors).await;
             Arc::new(Err(errors))
         }
         .boxed()

@@ -89,7 +89,7 @@ impl Collection<'_> {
         let images =
             within(limit, "ListImages", "", self.images.list_images(Default::default())).await?.images;
         if let Some((records, recorded)) = recorded {
-            records.prune(recorded, images.iter().map(|image| image.id.as_str()));
+            records.prune(&recorded, images.iter().map(|image| image.id.as_str()));
         }
         let containers = self.runtime.list_containers(Default::default());
         let containers = within(limit, "ListContainers", "", containers).await?.containers;
@@ -199,9 +199,6 @@ impl Collection<'_> {
         let image = Some(ImageSpec { image: id.to_owned(), ..ImageSpec::default() });
         let call = self.images.remove_image(RemoveImageRequest { image });
         within(self.config.call_timeout, "RemoveImage", id, call).await?;
-        if let Some(recorded) = &self.config.pull_records {
-            recorded.forget(id);
-        }
         records.0.remove(id);
         Ok(())
     }

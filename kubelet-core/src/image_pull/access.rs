@@ -303,6 +303,11 @@ pub(super) fn compare<'a>(
     of_pod: impl IntoIterator<Item = &'a PullSecret>,
 ) -> Comparison<'a> {
     let is_full = recorded.kubernetes_secrets.len() >= MOST_SECRETS;
+    let of_pod: Vec<&PullSecret> = of_pod.into_iter().collect();
+    // First: an entry that is merely alike would be recorded, and the records would be written anew by turns.
+    if of_pod.iter().any(|secret| recorded.kubernetes_secrets.contains(secret)) {
+        return Comparison::Has;
+    }
     for secret in of_pod {
         for old in &recorded.kubernetes_secrets {
             let is_same = old.coordinates() == secret.coordinates();

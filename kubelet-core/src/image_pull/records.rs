@@ -30,8 +30,23 @@ pub(crate) struct PullRecords(Arc<Inner>);
 struct Inner {
     pulling: PathBuf,
     pulled: PathBuf,
+    running: Mutex<Running>,
+}
+
+#[derive(Debug, Default)]
+struct Running {
     /// How many pulls of an image are under way.
-    running: Mutex<HashMap<String, usize>>,
+    counts: HashMap<String, usize>,
+    /// Counts what was recorded, also where the record said it already.
+    changes: u64,
+}
+
+/// What was recorded at a time.
+#[derive(Debug)]
+pub(crate) struct Recorded {
+    /// Names of files.
+    pub(crate) names: Vec<String>,
+    changes: u64,
 }
 
 impl PullRecords {
@@ -66,12 +81,12 @@ impl PullRecords {
         let (records, image) = (self.clone(), image.to_owned());
         blocking(move || {
             let mut running = records.lock();
-            if !running.contains_key(&image) {
+            if !running.counts.contains_key(&image) {
                 write(&records.0.pulling, &image, &PullIntent::new(&image))?;
             }
-            *running.entry(image.clone()).or_default() += 1;
+            *running.counts.entry(image.clone()).or_default() += 1;
             drop(running);
-            Ok(Intent { records, image })
+            Ok(Intent { records, image, is_over: false })
         })
         .await
     }
@@ -89,7 +104,8 @@ impl PullRecords {
     }
 
     fn change(&self, image: &str, image_ref: &str, access: Option<Access>, now: Time) -> io::Result<()> {
-        let _running = self.lock();
+        let mut running = self.lock();
+        running.changes += 1;
         let known = read(&self.0.pulled.join(file_name(image_ref))).ok().flatten();
         let known = known.and_then(|json| PulledRecord::decode(&json));
         let (mut record, is_new) = match known.filter(|record| record.image_ref == image_ref) {
@@ -124,25 +140,25 @@ impl PullRecords {
         .await
     }
 
-    /// The files of all images that are recorded.
-    pub(crate) fn recorded(&self) -> Vec<String> {
-        names(&self.0.pulled)
+    /// What is recorded now.
+    pub(crate) fn recorded(&self) -> Recorded {
+        let changes = self.lock().changes;
+        Recorded { names: names(&self.0.pulled), changes }
     }
 
-    /// Removes those of the `recorded` whose image is not among the `present`, which were listed after them.
-    pub(crate) fn prune<'a>(&self, recorded: Vec<String>, present: impl Iterator<Item = &'a str>) {
-        if recorded.is_empty() {
+    /// Removes those of the `recorded` whose image is not among the `present`, which were listed after them. Leaves it
+    /// to the next time if something was recorded since: an image that was pulled again is present after all.
+    pub(crate) fn prune<'a>(&self, recorded: &Recorded, present: impl Iterator<Item = &'a str>) {
+        if recorded.names.is_empty() {
             return;
         }
         let present: BTreeSet<String> = present.map(file_name).collect();
-        for name in recorded.iter().filter(|name| !present.contains(*name)) {
-            self.remove_record(name);
+        let running = self.lock();
+        if running.changes == recorded.changes {
+            for name in recorded.names.iter().filter(|name| !present.contains(*name)) {
+                self.remove_record(name);
+            }
         }
-    }
-
-    /// Removes the record of an image that was removed.
-    pub(crate) fn forget(&self, image_ref: &str) {
-        self.remove_record(&file_name(image_ref));
     }
 
     /// Records an image as pulled.
@@ -157,18 +173,19 @@ impl PullRecords {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+    fn lock(&self) -> MutexGuard<'_, Running> {
         // A panic under the lock leaves a count too high at worst, and so an intent too many.
         self.0.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn end(&self, image: &str) {
+    /// One pull of the image less; the last takes the intent with it if its end is known.
+    fn end(&self, image: &str, is_known: bool) {
         let mut running = self.lock();
-        match running.get_mut(image) {
+        match running.counts.get_mut(image) {
             Some(count) if *count > 1 => *count -= 1,
             _ => {
-                running.remove(image);
-                if let Err(error) = remove(&self.0.pulling, &file_name(image)) {
+                running.counts.remove(image);
+                if is_known && let Err(error) = remove(&self.0.pulling, &file_name(image)) {
                     tracing::warn!(image, %error, "the record of a pull that ended stays");
                 }
             }
@@ -176,38 +193,56 @@ impl PullRecords {
     }
 }
 
-/// A pull that has begun. Dropped, it has brought nothing.
+/// A pull that has begun. Dropped without a word of its end, its file stays for the next start to look into.
 #[derive(Debug)]
 pub(super) struct Intent {
     records: PullRecords,
     image: String,
+    is_over: bool,
 }
 
 impl Intent {
-    /// The pull brought this image. The record is under way when this returns, though nobody waits for it.
+    /// The pull brought this image, by credentials that nobody knows if there is no `access`. The record is under way
+    /// when this returns, though nobody waits for it.
     pub(super) fn pulled(
-        self,
+        mut self,
         image_ref: &str,
-        access: Access,
+        access: Option<Access>,
         now: Time,
     ) -> impl Future<Output = ()> + use<> {
         let image_ref = image_ref.to_owned();
+        self.is_over = true;
         let written = tokio::task::spawn_blocking(move || {
-            let Err(error) = self.records.change(&self.image, &image_ref, Some(access), now) else { return };
-            tracing::error!(image = self.image, %error, "a pull is not recorded: the image needs credentials each time");
-            // The intent says that the image came by a pull, now and after a restart.
-            std::mem::forget(self);
+            match self.records.change(&self.image, &image_ref, access, now) {
+                Ok(()) => self.records.end(&self.image, true),
+                // The intent says that the image came by a pull, now and after a restart.
+                Err(error) => {
+                    tracing::error!(image = self.image, %error, "a pull is not recorded: the image needs credentials each time");
+                }
+            }
         });
         async move {
             // Only a panic could have kept it from ending, and that was told.
             let _ = written.await;
         }
     }
+
+    /// The pull brought nothing.
+    pub(super) async fn failed(mut self) {
+        self.is_over = true;
+        let _ = tokio::task::spawn_blocking(move || self.records.end(&self.image, true)).await;
+    }
 }
 
 impl Drop for Intent {
     fn drop(&mut self) {
-        self.records.end(&self.image);
+        // The lock is held by who writes to the disk, so that no async thread waits for it.
+        if !self.is_over
+            && let Ok(handle) = tokio::runtime::Handle::try_current()
+        {
+            let (records, image) = (self.records.clone(), std::mem::take(&mut self.image));
+            handle.spawn_blocking(move || records.end(&image, false));
+        }
     }
 }
 

@@ -359,6 +359,42 @@ async fn images_without_credentials_and_preloaded_ones_are_for_all() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pull_that_was_given_up_and_comes_after_all_leaves_no_preloaded_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let fixture = Fixture::recording(dir.path());
+    fixture.runtime.hang(Method::PullImage);
+    for image in ["r.x/came", "r.x/came-not"] {
+        let given_up = fixture.ensure(image, "IfNotPresent");
+        tokio::time::timeout(Duration::from_secs(1), given_up).await.unwrap_err();
+    }
+    // The runtime had fetched it already.
+    fixture.runtime.clear_faults();
+    fixture.runtime.add_image("r.x/came");
+    fixture.ensure("r.x/came", "Never").await.unwrap_err();
+    let records = fixture.puller.records().unwrap();
+    while !records.unfinished().is_empty() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    fixture.ensure("r.x/came", "Never").await.unwrap_err();
+    fixture.runtime.add_image("r.x/came-not");
+    fixture.ensure("r.x/came-not", "Never").await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_archives_image_is_for_all_whatever_pulls_begin() {
+    let dir = tempfile::tempdir().unwrap();
+    let fixture = Fixture::recording(dir.path());
+    let (id, repo_tags) = ("sha256:a".to_owned(), vec!["r.x/app:latest".to_owned()]);
+    fixture.runtime.put_image(Image { id, repo_tags, pinned: true, ..Image::default() });
+    let records = fixture.puller.records().unwrap();
+    std::mem::forget(records.begin("r.x/app").await.unwrap());
+    fixture.ensure("r.x/app", "Never").await.unwrap();
+    let next = fixture.restarted(VerificationPolicy::default()).await;
+    ensure(&next, &pod("web", "r.x/app", "Never")).await.unwrap();
+    assert!(records.unfinished().is_empty() && records.recorded().names.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pull_that_a_crash_cut_off_leaves_no_preloaded_image() {
     let dir = tempfile::tempdir().unwrap();
     let fixture = Fixture::recording(dir.path());

@@ -195,8 +195,8 @@ impl ImageStore {
         }
     }
 
-    /// Pulls an image. Returns at once what is here only if the registry says so; a reference with a digest that is
-    /// here is not asked for again.
+    /// Pulls an image. What is here already costs one request: whether these credentials may have it is for the registry
+    /// to say, also of a reference with a digest.
     ///
     /// When the caller stops waiting, the worker is ended; what was downloaded stays for the next attempt.
     pub async fn pull(
@@ -209,11 +209,6 @@ impl ImageStore {
         let name = reference.to_string();
         let turn = self.turn(&name);
         let _turn = turn.lock().await;
-        if reference.digest.is_some()
-            && let Some(image) = self.resolve(&name)
-        {
-            return Ok(image);
-        }
         let registries = Box::new(self.options.registries.clone());
         let task = Task::Pull {
             reference: name.clone(),

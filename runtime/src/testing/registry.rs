@@ -140,13 +140,15 @@ impl Registry {
         self.shared.state().contents.insert(format!("/v2/{}{path}", self.shared.options.prefix), content);
     }
 
-    /// Serves an image under a tag.
-    pub fn push(&self, repository: &str, tag: &str, image: &TestImage) {
+    /// Serves an image under a tag. Returns the digest of its manifest.
+    pub fn push(&self, repository: &str, tag: &str, image: &TestImage) -> Digest {
         self.push_blobs(repository, image);
         let manifest = Arc::new(image.manifest_bytes());
+        let digest = Digest::of(&manifest);
         let media_type = "application/vnd.oci.image.manifest.v1+json";
         self.put(&format!("{repository}/manifests/{tag}"), media_type, manifest.clone());
-        self.put(&format!("{repository}/manifests/{}", Digest::of(&manifest)), media_type, manifest);
+        self.put(&format!("{repository}/manifests/{digest}"), media_type, manifest);
+        digest
     }
 
     /// Serves an index of images under a tag. Returns its digest.

@@ -34,15 +34,15 @@ async fn a_pull_is_known_as_begun_and_then_as_done() {
     let path = folder.join("pulling").join(file_name("a:1"));
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(std::fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
-    intent.pulled("sha256:1", secret("s"), NOW).await;
+    intent.pulled("sha256:1", Some(secret("s")), NOW).await;
     assert!(path.exists(), "another pull of it goes on");
-    drop(second);
+    second.failed().await;
     assert_eq!(files(&folder).len(), 1, "only the record is left");
     let Known::Pulled(record) = records.look_up("a:1", "sha256:1") else { panic!("it is recorded") };
     assert_eq!(record.image_ref, "sha256:1");
     // The same once more: nothing of the record is written.
     let before = files(&folder);
-    records.begin("a:1").await.unwrap().pulled("sha256:1", secret("s"), NOW).await;
+    records.begin("a:1").await.unwrap().pulled("sha256:1", Some(secret("s")), NOW).await;
     assert_eq!(files(&folder), before);
     records.grant("a:1", "sha256:1", secret("t"), NOW).await.unwrap();
     assert_ne!(files(&folder), before);
@@ -52,7 +52,7 @@ async fn a_pull_is_known_as_begun_and_then_as_done() {
 async fn a_pull_that_brought_nothing_leaves_nothing() {
     let root = tempfile::tempdir().unwrap();
     let records = PullRecords::new(root.path());
-    drop(records.begin("a:1").await.unwrap());
+    records.begin("a:1").await.unwrap().failed().await;
     assert!(files(root.path()).is_empty());
     assert!(matches!(records.look_up("a:1", "sha256:1"), Known::Nothing));
 }
@@ -61,7 +61,7 @@ async fn a_pull_that_brought_nothing_leaves_nothing() {
 async fn a_pull_that_is_given_up_after_it_came_is_recorded() {
     let root = tempfile::tempdir().unwrap();
     let records = PullRecords::new(root.path());
-    drop(records.begin("a:1").await.unwrap().pulled("sha256:1", secret("s"), NOW));
+    drop(records.begin("a:1").await.unwrap().pulled("sha256:1", Some(secret("s")), NOW));
     // At any time until then it is not taken for preloaded.
     while !matches!(records.look_up("a:1", "sha256:1"), Known::Pulled(_)) {
         assert!(matches!(records.look_up("a:1", "sha256:1"), Known::Begun | Known::Pulled(_)));
@@ -101,9 +101,12 @@ async fn records_go_with_their_images() {
     }
     let foreign = root.path().join("pulled/notes");
     std::fs::write(&foreign, "not ours").unwrap();
-    records.prune(records.recorded(), ["sha256:1", "sha256:3", "sha256:4"].into_iter());
-    records.forget("sha256:3");
-    records.forget("sha256:5");
+    let before = records.recorded();
+    records.grant("a:1", "sha256:2", secret("s"), NOW).await.unwrap();
+    let present = || ["sha256:1", "sha256:4"].into_iter();
+    records.prune(&before, present());
+    assert!(matches!(records.look_up("a:1", "sha256:2"), Known::Pulled(_)), "it was pulled meanwhile");
+    records.prune(&records.recorded(), present());
     assert!(matches!(records.look_up("a:1", "sha256:1"), Known::Pulled(_)));
     assert!(matches!(records.look_up("a:1", "sha256:2"), Known::Nothing));
     assert!(matches!(records.look_up("a:1", "sha256:3"), Known::Nothing));
