@@ -152,6 +152,7 @@ fn conformance(storage: &Storage, peers: &Peers) -> Result<()> {
             rootfs.file(&format!("srv/{file}"), text.as_bytes(), 0o644)?;
             // As a volume, the image is looked into where the original has its files.
             rootfs.file(file, text.as_bytes(), 0o644)?;
+            rootfs.file("etc/os-release", b"NAME=\"Alpine Linux\"\n", 0o644)?;
             let serve = json!(["busybox", "httpd", "-f", "-p", "80", "-h", "/srv"]);
             Ok((rootfs, json!({"Cmd": serve, "Env": [PATH], "ExposedPorts": {"80/tcp": {}}})))
         })?;

@@ -15,7 +15,7 @@ use super::configuration;
 use super::rootfs::Rootfs;
 
 /// Changes when images are made differently from the same inputs.
-const RECIPE: u32 = 5;
+const RECIPE: u32 = 6;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
