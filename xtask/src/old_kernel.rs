@@ -21,13 +21,12 @@ const LEFT_OUT: &[(&str, &str)] = &[
 /// Single tests that are left out, each with its reason.
 const LEFT_OUT_TESTS: &[(&str, &str)] = &[
     ("this_kernel_has_the_mount_api", "its subject is a kernel that the built-in maker can use"),
-    // Such a pod is refused below that, with words that say so.
-    ("root_of_a_pod_is_nobody_on_the_node", "its subject is mounts with mapped ids, which need Linux 5.12"),
-    (
-        "a_pod_of_the_folder_has_users_of_its_own",
-        "its subject is mounts with mapped ids, which need Linux 5.12",
-    ),
+    ("root_of_a_pod_is_nobody_on_the_node", MAPPED_IDS),
+    ("a_pod_of_the_folder_has_users_of_its_own", MAPPED_IDS),
 ];
+
+/// Below that such a pod is refused, with words that say so.
+const MAPPED_IDS: &str = "its subject is user namespaces, which need Linux 5.19 for mounts with mapped ids";
 
 /// Runs all of them, or those whose name contains a word of `filter`.
 pub(crate) fn run(filter: &[&str]) -> Result<()> {

@@ -1,4 +1,5 @@
-//! Whether a pod may use an image that is present, and what becomes of pulls that a crash cut off.
+//! Whether a pod may use an image that is present, and what becomes of pulls whose end nobody saw: cut off by a crash, or
+//! given up.
 //!
 //! Part of the puller; asks the records and, only if they say that it matters, the pod's Secrets.
 
@@ -6,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_cri::v1::{Image, ImageSpec};
-use coracle_cri::{ImageService, Status};
+use coracle_cri::{Code, ImageService, Status};
 
 use super::access::{Access, Comparison, Decision, Known, compare, decide};
 use super::records::Intent;
@@ -97,7 +98,6 @@ impl Attempt {
 
     /// The runtime gave these errors. After some of them it may go on.
     pub(super) async fn failed(&mut self, errors: &[Status]) {
-        use coracle_cri::Code;
         let is_known = |error: &Status| {
             !matches!(error.code(), Code::DeadlineExceeded | Code::Cancelled | Code::Unavailable)
         };
